@@ -1,0 +1,63 @@
+package firmseal
+
+// A Leaf is one entry of the log. Its bytes are the RFC 8785 (JCS) encoding of
+// this object; they are hashed as RFC 6962 leaves. A leaf holds ids and digests
+// only: product names and versions stay in the records that the digests name,
+// so that a log can be shown without showing them.
+//
+// Every number is an integer below 2^53. Unknown members must be ignored:
+// leaves written by later versions stay readable.
+type Leaf struct {
+	V     int    `json:"v"`     // 1
+	Type  string `json:"type"`  // one of the Leaf… constants
+	Time  int64  `json:"time"`  // µs since 1970, UTC, by the writer's clock
+	Actor string `json:"actor"` // who caused it, as "token:ID", "local:USER", "system"
+
+	// Record is the hex SHA-256 of the record that this leaf commits to: for
+	// sign.* the canonical request, for key.* the canonical key record, for
+	// policy.apply the policy document, for token.* the token record.
+	Record string `json:"record,omitempty"`
+
+	// sign.* leaves.
+	Request   string      `json:"request,omitempty"`   // request id
+	Key       string      `json:"key,omitempty"`       // hex SHA-256 of the signing key's SubjectPublicKeyInfo
+	Policy    string      `json:"policy,omitempty"`    // hex SHA-256 of the policy document that decided
+	Decision  string      `json:"decision,omitempty"`  // "allow" or "deny", with Rule
+	Rule      string      `json:"rule,omitempty"`      // the rule or built-in check that decided
+	Attempt   int         `json:"attempt,omitempty"`   // 1, 2, … within the request
+	Resumed   bool        `json:"resumed,omitempty"`   // a person asked for this attempt after an unknown outcome
+	Inputs    []LeafInput `json:"inputs,omitempty"`    // sign.attempt: what the key is asked to sign
+	Input     string      `json:"input,omitempty"`     // hex SHA-256 of the uploaded image
+	Output    string      `json:"output,omitempty"`    // hex SHA-256 of the finished output
+	Statement string      `json:"statement,omitempty"` // sign.outcome: hex SHA-256 of the release statement that the seal key will sign
+	SealKey   string      `json:"seal_key,omitempty"`  // sign.outcome: the seal key's id
+	Result    string      `json:"result,omitempty"`    // sign.outcome: "sealed", or "failed" with Code
+	Code      Code        `json:"code,omitempty"`      // why it failed or was denied
+	Unseen    bool        `json:"bytes_unseen,omitempty"`
+
+	// Subject names what an administrative change is about: a key's or token's
+	// name or id, "policy".
+	Subject string `json:"subject,omitempty"`
+}
+
+// LeafInput is one signature that an attempt may make.
+type LeafInput struct {
+	Slot   string `json:"slot"`
+	Alg    string `json:"alg"`
+	Kind   string `json:"kind"`   // "digest" or "message"
+	SHA256 string `json:"sha256"` // hex SHA-256 of the input bytes, digest or message alike
+}
+
+// Leaf types.
+const (
+	LeafGenesis     = "log.genesis"  // index 0: the origin and the log key
+	LeafRequest     = "sign.request" // a request was accepted or denied
+	LeafIntent      = "sign.intent"  // the ticket was redeemed: policy, key state and counter were right in that transaction
+	LeafAttempt     = "sign.attempt" // a key is about to be used
+	LeafOutcome     = "sign.outcome" // the finished file was verified and may be sealed, or the request failed
+	LeafKeyCreate   = "key.create"
+	LeafKeyRetire   = "key.retire"
+	LeafPolicyApply = "policy.apply"
+	LeafTokenCreate = "token.create"
+	LeafTokenRevoke = "token.revoke"
+)
