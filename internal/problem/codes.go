@@ -64,6 +64,9 @@ const (
 	AlgUnsupported     Code = "ALG.UNSUPPORTED"
 )
 
+// image/mcuboot.
+const RollbackCounterMissing Code = "ROLLBACK.COUNTER_MISSING"
+
 // keys.
 const (
 	KeyLocked      Code = "KEY.LOCKED"
@@ -74,6 +77,24 @@ const (
 	KeyBinding     Code = "KEY.BINDING"
 	KeyTicket      Code = "KEY.TICKET_REFUSED"
 	KeyUnavailable Code = "KEY.UNAVAILABLE"
+)
+
+// signing and release.
+const (
+	VersionTaken     Code = "POLICY.VERSION_TAKEN"
+	PolicyMissing    Code = "POLICY.NONE"
+	PolicyMalformed  Code = "POLICY.MALFORMED"
+	StateAltered     Code = "STATE.ALTERED"
+	RequestState     Code = "REQUEST.STATE"
+	RequestUnknown   Code = "REQUEST.OUTCOME_UNKNOWN"
+	RequestFields    Code = "REQUEST.FIELDS"
+	RequestCancelled Code = "REQUEST.CANCELLED"
+	PolicyChanged    Code = "POLICY.CHANGED"
+	IdempotencyUsed  Code = "REQUEST.IDEMPOTENCY"
+	UploadMissing    Code = "UPLOAD.MISSING"
+	VerifyFailed     Code = "SIGN.VERIFY_FAILED"
+	SealKeyMissing   Code = "KEY.NO_SEAL_KEY"
+	FormatMismatch   Code = "IMG.FORMAT_MISMATCH"
 )
 
 var table = []Entry{
@@ -103,6 +124,10 @@ var table = []Entry{
 	{AlgWeak, "weak algorithm or parameter", http.StatusUnprocessableEntity, ExitRefused, "RSA below 2048 bits, a small exponent, SHA-1 and MD5 are refused."},
 	{AlgUnsupported, "algorithm not supported here", http.StatusUnprocessableEntity, ExitError, "This format, verifier or key backend cannot use that algorithm; the message lists those it can."},
 
+	{RollbackCounterMissing, "no security counter", http.StatusUnprocessableEntity, ExitRefused, "The target checks a security counter and the image has none. Sign it with one."},
+	{firmseal.CodeRollback, "rollback refused", http.StatusUnprocessableEntity, ExitRefused, "The release's security counter is below the one that the target has stored. Release with a higher counter."},
+	{firmseal.CodeImageMismatch, "the image's bytes were changed", http.StatusUnprocessableEntity, ExitRefused, "The bytes do not have the hash that was signed. They were changed or damaged after signing: fetch them again."},
+
 	{KeyLocked, "key is locked", http.StatusServiceUnavailable, ExitTemporary, "The key file is encrypted and no passphrase or identity opened it."},
 	{KeyExists, "key exists", http.StatusConflict, ExitError, "A key of that name exists; names are never reused."},
 	{KeyNotFound, "no such key", http.StatusNotFound, ExitNotFound, "No key of that name in this project: firmseal key list."},
@@ -111,6 +136,21 @@ var table = []Entry{
 	{KeyBinding, "key is bound to something else", http.StatusUnprocessableEntity, ExitPolicy, "A key is bound at creation to purpose, environment, product and format, and signs for nothing else."},
 	{KeyTicket, "ticket refused", http.StatusUnprocessableEntity, ExitError, "The key was asked to sign without a valid one-use ticket whose intent is in the log."},
 	{KeyUnavailable, "key backend unavailable", http.StatusServiceUnavailable, ExitTemporary, "The backend that holds the key does not answer. The request keeps its place; retry later."},
+
+	{VersionTaken, "version is taken", http.StatusConflict, ExitPolicy, "A product, environment, hardware id, variant and version name one image for ever. Raise the version."},
+	{PolicyMissing, "no policy is in force", http.StatusConflict, ExitPolicy, "Nothing is signed before a policy says what may be: firmseal policy apply FILE."},
+	{PolicyMalformed, "policy document cannot be used", http.StatusUnprocessableEntity, ExitUsage, "The document has an unknown key, a wrong type or a check that does not compile; the message points at the place."},
+	{StateAltered, "stored state was altered", http.StatusConflict, ExitError, "A row of the database is not what the log and the keys say it was. Nothing was signed. Find out who wrote to the database: firmseal log verify."},
+	{RequestState, "request is not in that state", http.StatusConflict, ExitGate, "The operation does not fit the request's state: firmseal request show ID."},
+	{RequestUnknown, "outcome of a key use is unknown", http.StatusConflict, ExitGate, "The server stopped, or the key backend failed, while a key was in use. The key may have signed; nothing was released. After looking at the key's own records: firmseal request resume ID, or firmseal request cancel ID."},
+	{RequestCancelled, "request was cancelled", http.StatusConflict, ExitError, "A person ended the request after its outcome was unknown. Send a new one."},
+	{PolicyChanged, "policy changed meanwhile", http.StatusConflict, ExitPolicy, "The profile was changed after the request was made; what was decided on is no longer what would be signed. Send the request again."},
+	{RequestFields, "metadata is missing or wrong", http.StatusUnprocessableEntity, ExitUsage, "Product, version, hardware ids and security counter are typed and required; the message names the field."},
+	{IdempotencyUsed, "idempotency key was used for another request", http.StatusConflict, ExitError, "The same Idempotency-Key came with another body. Use a new key for a new request."},
+	{UploadMissing, "image is not uploaded", http.StatusConflict, ExitGate, "The bytes that the request names are not complete in the store. Upload them first; firmseal sign does."},
+	{VerifyFailed, "finished image did not verify", http.StatusInternalServerError, ExitRefused, "The signed image was refused by Firmseal's own independent verifier, as the device would refuse it. Nothing was released. The finding says which check failed; a wrong key in the profile or target is the usual cause."},
+	{SealKeyMissing, "no seal key", http.StatusConflict, ExitGate, "No active seal key for this environment: firmseal key create NAME --purpose seal --environment ENV."},
+	{FormatMismatch, "image is of another format", http.StatusUnprocessableEntity, ExitUsage, "The profile's format does not recognise the image: another profile was meant, or another file."},
 }
 
 var byCode = func() map[Code]Entry {
