@@ -12,20 +12,18 @@ import (
 // Result is how a request to sign ended. The values tell whose fault a failure
 // is: the success rate that people are woken for is Released over Released,
 // Failed and Unknown.
-type Result int
+type Result string
 
 const (
-	Released Result = iota // signed, verified, sealed, stored
-	Denied                 // policy or an approver said no
-	Rejected               // the builder's side: an unreadable image, wrong options, a missing permission
-	Failed                 // our side: the key, the log, the storage, or our own verification
-	Unknown                // a crash left an attempt open; a person must resume it
+	Released Result = "released" // signed, verified, sealed, stored
+	Denied   Result = "denied"   // policy or an approver said no
+	Rejected Result = "rejected" // the builder's side: an unreadable image, wrong options, a missing permission
+	Failed   Result = "failed"   // our side: the key, the log, the storage, or our own verification
+	Unknown  Result = "unknown"  // a crash left an attempt open; a person must resume it
 )
 
-// resultLabels holds the label value of each Result.
-var resultLabels = [...]string{"released", "denied", "rejected", "failed", "unknown"}
-
-func (r Result) String() string { return resultLabels[r] }
+// Results lists all: the whole set of values of the label.
+func Results() []Result { return []Result{Released, Denied, Rejected, Failed, Unknown} }
 
 // signTarget is the objective of M2. It is a bucket bound, so that the share
 // of signatures that met it can be read exactly.
@@ -35,7 +33,7 @@ const signTarget = 60 * time.Second
 // use.
 type Metrics struct {
 	registry *prometheus.Registry
-	signs    [len(resultLabels)]prometheus.Counter
+	signs    map[Result]prometheus.Counter // filled by New, then only read
 	latency  prometheus.Histogram
 	keyWait  prometheus.Histogram
 }
@@ -49,6 +47,7 @@ func New() *Metrics {
 	}, []string{"result"})
 	m := &Metrics{
 		registry: prometheus.NewRegistry(),
+		signs:    make(map[Result]prometheus.Counter),
 		latency: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "firmseal_sign_latency_seconds",
 			Help:    "Time from the end of the build to the stored, verified and sealed signature. The objective is 60 s.",
@@ -60,8 +59,8 @@ func New() *Metrics {
 			Buckets: []float64{0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30},
 		}),
 	}
-	for i, label := range resultLabels {
-		m.signs[i] = signs.WithLabelValues(label)
+	for _, r := range Results() {
+		m.signs[r] = signs.WithLabelValues(string(r))
 	}
 	m.registry.MustRegister(
 		collectors.NewGoCollector(),
@@ -71,24 +70,25 @@ func New() *Metrics {
 	return m
 }
 
-// Ended counts a request to sign once, when it reached its end. A request that
-// was unknown and is resumed ends a second time.
-func (m *Metrics) Ended(r Result) { m.signs[r].Inc() }
-
-// Stored observes the latency of one released signature. built is when the
-// builder says that its build finished, so it is foreign input: the zero time
-// (not said) is not observed, and one after stored, by a clock that runs ahead,
-// counts as no time at all.
-func (m *Metrics) Stored(built, stored time.Time) {
-	if built.IsZero() {
-		return
+// SignRequest counts a request to sign once, when it reached its end. A request
+// that was unknown and is resumed ends a second time. A Result that is not in
+// Results is a bug and panics: a label never grows with what it is given.
+func (m *Metrics) SignRequest(r Result) {
+	c, ok := m.signs[r]
+	if !ok {
+		panic("telemetry: no such result " + string(r))
 	}
-	m.latency.Observe(max(0, stored.Sub(built).Seconds()))
+	c.Inc()
 }
 
-// KeyUsed observes how long a key's backend took for one signature, right or
+// SignLatency observes one released signature: the time from the end of the
+// build, as the builder says it, to the stored signature. The builder's clock
+// is foreign input; where it runs ahead, d is negative and counts as no time.
+func (m *Metrics) SignLatency(d time.Duration) { m.latency.Observe(max(0, d).Seconds()) }
+
+// KeyWait observes how long a key's backend took for one signature, right or
 // failed.
-func (m *Metrics) KeyUsed(d time.Duration) { m.keyWait.Observe(d.Seconds()) }
+func (m *Metrics) KeyWait(d time.Duration) { m.keyWait.Observe(d.Seconds()) }
 
 // Registerer lets another package add its own collectors to this process's.
 func (m *Metrics) Registerer() prometheus.Registerer { return m.registry }

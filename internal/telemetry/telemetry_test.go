@@ -85,21 +85,28 @@ func TestTheRecordIsNotChanged(t *testing.T) {
 	}
 }
 
-func TestUnknownFormatIsABug(t *testing.T) {
+func TestBugsPanic(t *testing.T) {
 	t.Parallel()
-	defer func() {
-		if recover() == nil {
-			t.Error("no panic")
-		}
-	}()
-	NewLogger(io.Discard, "xml", slog.LevelInfo)
+	for name, fn := range map[string]func(){
+		"log format": func() { NewLogger(io.Discard, "xml", slog.LevelInfo) },
+		"result":     func() { New().SignRequest("app.bin") },
+	} {
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Errorf("%s: no panic", name)
+				}
+			}()
+			fn()
+		}()
+	}
 }
 
 // Prometheus' own linter: names, units, help texts.
 func TestMetricsPassTheLinter(t *testing.T) {
 	t.Parallel()
 	m := New()
-	m.Ended(Released)
+	m.SignRequest(Released)
 	problems, err := testutil.GatherAndLint(m.registry)
 	if err != nil {
 		t.Fatal(err)
@@ -112,15 +119,13 @@ func TestMetricsPassTheLinter(t *testing.T) {
 func TestMetricsCount(t *testing.T) {
 	t.Parallel()
 	m := New()
-	m.Ended(Released)
-	m.Ended(Released)
-	m.Ended(Unknown)
-	stored := time.Unix(1_000_000, 0)
-	m.Stored(stored.Add(-59*time.Second), stored)
-	m.Stored(stored.Add(-61*time.Second), stored)
-	m.Stored(stored.Add(time.Hour), stored) // a builder whose clock runs ahead
-	m.Stored(time.Time{}, stored)           // a builder that does not say
-	m.KeyUsed(3 * time.Millisecond)
+	m.SignRequest(Released)
+	m.SignRequest(Released)
+	m.SignRequest(Unknown)
+	m.SignLatency(59 * time.Second)
+	m.SignLatency(61 * time.Second)
+	m.SignLatency(-time.Hour) // a builder whose clock runs ahead
+	m.KeyWait(3 * time.Millisecond)
 
 	body, header := scrape(t, m)
 	if ct := header.Get("Content-Type"); !strings.HasPrefix(ct, "text/plain") {
@@ -148,7 +153,7 @@ func TestMetricsCount(t *testing.T) {
 func TestTwoServersDoNotShare(t *testing.T) {
 	t.Parallel()
 	a, b := New(), New()
-	a.Ended(Failed)
+	a.SignRequest(Failed)
 	if body, _ := scrape(t, b); !strings.Contains(body, `firmseal_sign_requests_total{result="failed"} 0`) {
 		t.Error("the second process counts the first one's requests")
 	}
