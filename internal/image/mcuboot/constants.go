@@ -6,10 +6,6 @@ import "github.com/firmseal/firmseal/internal/alg"
 // It is the one file that the half that makes images and the half that judges
 // them have in common; there is no code here that reads or lays out bytes.
 
-// Format is the MCUboot image format. The zero value is ready for use; New
-// gives it as an image.Format.
-type Format struct{}
-
 const formatName = "mcuboot"
 
 const (
@@ -60,22 +56,6 @@ const (
 	flagsCompressed = flagLZMA1 | flagLZMA2 | flagARMThumb
 )
 
-// flagNames are imgtool's names, in the order in which dumpinfo prints them.
-var flagNames = [...]struct {
-	Bit  uint32
-	Name string
-}{
-	{flagPIC, "PIC"},
-	{flagAES128, "ENCRYPTED_AES128"},
-	{flagAES256, "ENCRYPTED_AES256"},
-	{flagNonBootable, "NON_BOOTABLE"},
-	{flagRAMLoad, "RAM_LOAD"},
-	{flagROMFixed, "ROM_FIXED"},
-	{flagLZMA1, "COMPRESSED_LZMA1"},
-	{flagLZMA2, "COMPRESSED_LZMA2"},
-	{flagARMThumb, "COMPRESSED_ARM_THUMB"},
-}
-
 // TLV types.
 const (
 	tlvKeyHash    = 0x01
@@ -108,19 +88,6 @@ const (
 	tlvVendorMax = 0xfffe
 )
 
-// tlvNames are imgtool's names.
-var tlvNames = map[uint16]string{
-	tlvKeyHash: "KEYHASH", tlvPubKey: "PUBKEY",
-	tlvSHA256: "SHA256", tlvSHA384: "SHA384", tlvSHA512: "SHA512",
-	tlvRSA2048: "RSA2048", tlvECDSA224: "ECDSA224", tlvECDSA: "ECDSASIG", tlvRSA3072: "RSA3072",
-	tlvEd25519: "ED25519", tlvSigPure: "SIG_PURE",
-	tlvEncRSA: "ENCRSA2048", tlvEncKW: "ENCKW", tlvEncEC256: "ENCEC256",
-	tlvEncX25519: "ENCX25519", tlvEncX512: "ENCX25519_SHA512",
-	tlvDependency: "DEPENDENCY", tlvSecCnt: "SEC_CNT", tlvBootRecord: "BOOT_RECORD",
-	tlvDecompSize: "DECOMP_SIZE", tlvDecompSHA: "DECOMP_SHA", tlvDecompSig: "DECOMP_SIGNATURE",
-	tlvCompDec: "COMP_DEC_SIZE", tlvVendorUUID: "UUID_VID", tlvClassUUID: "UUID_CID",
-}
-
 // A scheme is one row of the format's table of signatures: what MCUboot is
 // compiled for, which TLV that is, and which hash goes with it.
 type scheme struct {
@@ -132,30 +99,7 @@ type scheme struct {
 	MaxSig  int    // the largest encoding, for the room that is planned
 }
 
-// schemes has no two rows with one key type.
-var schemes = [...]scheme{
-	{"ecdsa-p256", alg.P256, alg.ECDSAP256SHA256, tlvECDSA, tlvSHA256, 72},
-	{"ecdsa-p384", alg.P384, alg.ECDSAP384SHA384, tlvECDSA, tlvSHA384, 104},
-	{"rsa-2048", alg.RSA2048, alg.RSA2048PSSSHA256, tlvRSA2048, tlvSHA256, 256},
-	{"rsa-3072", alg.RSA3072, alg.RSA3072PSSSHA256, tlvRSA3072, tlvSHA256, 384},
-	{"ed25519", alg.Ed25519, alg.Ed25519Pure, tlvEd25519, tlvSHA256, 64},
-}
-
-// The last bytes of a slot, for flash that writes at most 8 bytes at once; and
-// the last 14 for flash that writes more, which are led by the write size.
-var (
-	bootMagic     = [16]byte{0x77, 0xc2, 0x95, 0xf3, 0x60, 0xd2, 0xef, 0x7f, 0x35, 0x52, 0x50, 0x0f, 0x2c, 0xb6, 0x79, 0x80}
-	bootMagicTail = [14]byte{0x2d, 0xe1, 0x5d, 0x29, 0x41, 0x0b, 0x8d, 0x77, 0x67, 0x9c, 0x11, 0x0f, 0x1f, 0x8a}
-)
-
 const (
 	defaultMaxSectors = 128
 	defaultMaxAlign   = 8
 )
-
-// version is the header's own: it has no room for a pre-release.
-type version struct {
-	Major, Minor uint8
-	Revision     uint16
-	Build        uint32
-}

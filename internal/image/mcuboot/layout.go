@@ -16,6 +16,35 @@ import (
 
 var le = binary.LittleEndian
 
+// flagNames are imgtool's names, in the order in which dumpinfo prints them.
+var flagNames = [...]struct {
+	Bit  uint32
+	Name string
+}{
+	{flagPIC, "PIC"},
+	{flagAES128, "ENCRYPTED_AES128"},
+	{flagAES256, "ENCRYPTED_AES256"},
+	{flagNonBootable, "NON_BOOTABLE"},
+	{flagRAMLoad, "RAM_LOAD"},
+	{flagROMFixed, "ROM_FIXED"},
+	{flagLZMA1, "COMPRESSED_LZMA1"},
+	{flagLZMA2, "COMPRESSED_LZMA2"},
+	{flagARMThumb, "COMPRESSED_ARM_THUMB"},
+}
+
+// tlvNames are imgtool's names.
+var tlvNames = map[uint16]string{
+	tlvKeyHash: "KEYHASH", tlvPubKey: "PUBKEY",
+	tlvSHA256: "SHA256", tlvSHA384: "SHA384", tlvSHA512: "SHA512",
+	tlvRSA2048: "RSA2048", tlvECDSA224: "ECDSA224", tlvECDSA: "ECDSASIG", tlvRSA3072: "RSA3072",
+	tlvEd25519: "ED25519", tlvSigPure: "SIG_PURE",
+	tlvEncRSA: "ENCRSA2048", tlvEncKW: "ENCKW", tlvEncEC256: "ENCEC256",
+	tlvEncX25519: "ENCX25519", tlvEncX512: "ENCX25519_SHA512",
+	tlvDependency: "DEPENDENCY", tlvSecCnt: "SEC_CNT", tlvBootRecord: "BOOT_RECORD",
+	tlvDecompSize: "DECOMP_SIZE", tlvDecompSHA: "DECOMP_SHA", tlvDecompSig: "DECOMP_SIGNATURE",
+	tlvCompDec: "COMP_DEC_SIZE", tlvVendorUUID: "UUID_VID", tlvClassUUID: "UUID_CID",
+}
+
 type header struct {
 	Magic, LoadAddr   uint32
 	HdrSize, ProtSize uint16

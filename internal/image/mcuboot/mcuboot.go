@@ -46,6 +46,10 @@ import (
 	"github.com/firmseal/firmseal/internal/image"
 )
 
+// Format is the MCUboot image format. The zero value is ready for use; New
+// gives it as an image.Format.
+type Format struct{}
+
 // New gives the format.
 func New() image.Format { return Format{} }
 

@@ -248,6 +248,13 @@ func (o *Options) trailerSize() int64 {
 	return int64(o.MaxSectors*3*o.Align + o.MaxAlign*4 + up(16))
 }
 
+// version is the header's own: it has no room for a pre-release.
+type version struct {
+	Major, Minor uint8
+	Revision     uint16
+	Build        uint32
+}
+
 var versionForm = regexp.MustCompile(`^(0|[1-9]\d*)(?:\.(0|[1-9]\d*)(?:\.(0|[1-9]\d*)(?:\+(0|[1-9]\d*))?)?)?$`)
 
 // parseVersion reads imgtool's form major[.minor[.revision[+build]]], and

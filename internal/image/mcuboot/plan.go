@@ -23,6 +23,15 @@ import (
 // key and signature in turn.
 const maxKeys = 4
 
+// schemes has no two rows with one key type.
+var schemes = [...]scheme{
+	{"ecdsa-p256", alg.P256, alg.ECDSAP256SHA256, tlvECDSA, tlvSHA256, 72},
+	{"ecdsa-p384", alg.P384, alg.ECDSAP384SHA384, tlvECDSA, tlvSHA384, 104},
+	{"rsa-2048", alg.RSA2048, alg.RSA2048PSSSHA256, tlvRSA2048, tlvSHA256, 256},
+	{"rsa-3072", alg.RSA3072, alg.RSA3072PSSSHA256, tlvRSA3072, tlvSHA256, 384},
+	{"ed25519", alg.Ed25519, alg.Ed25519Pure, tlvEd25519, tlvSHA256, 64},
+}
+
 // planKey is a key that will sign, as the image and the device see it.
 type planKey struct {
 	Slot   string `json:"slot"`

@@ -211,6 +211,13 @@ func (s *session) Embed(ctx context.Context, w io.Writer) (*image.Receipt, error
 	return &image.Receipt{Format: formatName, Size: size, Notes: append(notes, st.Notes...)}, nil
 }
 
+// The last bytes of a slot, for flash that writes at most 8 bytes at once; and
+// the last 14 for flash that writes more, which are led by the write size.
+var (
+	bootMagic     = [16]byte{0x77, 0xc2, 0x95, 0xf3, 0x60, 0xd2, 0xef, 0x7f, 0x35, 0x52, 0x50, 0x0f, 0x2c, 0xb6, 0x79, 0x80}
+	bootMagicTail = [14]byte{0x2d, 0xe1, 0x5d, 0x29, 0x41, 0x0b, 0x8d, 0x77, 0x67, 0x9c, 0x11, 0x0f, 0x1f, 0x8a}
+)
+
 // writeTrailer fills n bytes up to the slot's end: erased flash, image_ok where
 // the image is confirmed, and the boot magic.
 func (s *session) writeTrailer(ctx context.Context, w io.Writer, n int64) error {

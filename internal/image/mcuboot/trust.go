@@ -88,4 +88,3 @@ func cArray(name string, b []byte) []byte {
 	fmt.Fprintf(&w, "\n};\nconst unsigned int %s_len = %d;\n", name, len(b))
 	return w.Bytes()
 }
-

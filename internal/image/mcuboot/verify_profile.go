@@ -48,6 +48,19 @@ func (n *bytesOption) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
+// builds are the signature types that MCUboot can be compiled for, written
+// down a second time: a wrong row in the table that plans would be believed
+// by nobody.
+func builds() []scheme {
+	return []scheme{
+		{Name: "ecdsa-p256", Key: alg.P256, Alg: alg.ECDSAP256SHA256, SigTLV: 0x22, HashTLV: 0x10, MaxSig: 72},
+		{Name: "ecdsa-p384", Key: alg.P384, Alg: alg.ECDSAP384SHA384, SigTLV: 0x22, HashTLV: 0x11, MaxSig: 104},
+		{Name: "rsa-2048", Key: alg.RSA2048, Alg: alg.RSA2048PSSSHA256, SigTLV: 0x20, HashTLV: 0x10, MaxSig: 256},
+		{Name: "rsa-3072", Key: alg.RSA3072, Alg: alg.RSA3072PSSSHA256, SigTLV: 0x23, HashTLV: 0x10, MaxSig: 384},
+		{Name: "ed25519", Key: alg.Ed25519, Alg: alg.Ed25519Pure, SigTLV: 0x24, HashTLV: 0x10, MaxSig: 64},
+	}
+}
+
 // anchor is a trusted key as the device has it compiled in.
 type anchor struct {
 	name   string
@@ -142,12 +155,12 @@ func (tg *target) compiledIn(o profileOptions) error {
 		}
 	}
 	if name == "" {
-		name = schemes[0].Name // nothing is trusted: whatever the build, no key is found
+		name = builds()[0].Name // nothing is trusted: whatever the build, no key is found
 	}
 	if name == "none" {
 		tg.none, tg.hash = true, tlvSHA256
 	}
-	for _, s := range schemes {
+	for _, s := range builds() {
 		if s.Name == name {
 			tg.scheme, tg.hash = s, s.HashTLV
 		}
@@ -195,7 +208,7 @@ func newAnchor(k image.TrustedKey) (anchor, error) {
 		return anchor{}, err
 	}
 	a := anchor{name: k.Name, id: alg.KeyID(k.SPKI), pub: pub}
-	for _, s := range schemes {
+	for _, s := range builds() {
 		if s.Key == typ {
 			a.scheme, a.known = s, true
 		}
