@@ -45,6 +45,24 @@ const (
 	Forbidden    Code = "AUTH.FORBIDDEN"
 )
 
+// db.
+const (
+	DBURL        Code = "DB.URL"
+	DBOpen       Code = "DB.OPEN"
+	DBNewer      Code = "DB.NEWER"
+	DBNotDurable Code = "DB.NOT_DURABLE"
+	DBFailed     Code = "DB.WRITE_FAILED"
+)
+
+// blob.
+const (
+	BlobDigest  Code = "BLOB.DIGEST"
+	BlobOffset  Code = "BLOB.OFFSET"
+	BlobCorrupt Code = "BLOB.CORRUPT"
+	BlobSize    Code = "BLOB.SIZE"
+	BlobFull    Code = "BLOB.NO_SPACE"
+)
+
 // image and its formats.
 const (
 	ImageUnknownFormat Code = "IMG.UNKNOWN_FORMAT"
@@ -61,7 +79,7 @@ const (
 	TrustNotEnforced   Code = "TRUST.NOT_ENFORCED"
 	TargetCapability   Code = "TARGET.UNSUPPORTED"
 	AlgWeak                 = firmseal.CodeWeakAlgorithm
-	AlgUnsupported     Code = "ALG.UNSUPPORTED"
+	AlgUnsupported          = firmseal.CodeUnsupportedAlg
 )
 
 // image/mcuboot.
@@ -81,20 +99,24 @@ const (
 
 // signing and release.
 const (
-	VersionTaken     Code = "POLICY.VERSION_TAKEN"
-	PolicyMissing    Code = "POLICY.NONE"
-	PolicyMalformed  Code = "POLICY.MALFORMED"
-	StateAltered     Code = "STATE.ALTERED"
-	RequestState     Code = "REQUEST.STATE"
-	RequestUnknown   Code = "REQUEST.OUTCOME_UNKNOWN"
-	RequestFields    Code = "REQUEST.FIELDS"
-	RequestCancelled Code = "REQUEST.CANCELLED"
-	PolicyChanged    Code = "POLICY.CHANGED"
-	IdempotencyUsed  Code = "REQUEST.IDEMPOTENCY"
-	UploadMissing    Code = "UPLOAD.MISSING"
-	VerifyFailed     Code = "SIGN.VERIFY_FAILED"
-	SealKeyMissing   Code = "KEY.NO_SEAL_KEY"
-	FormatMismatch   Code = "IMG.FORMAT_MISMATCH"
+	VersionTaken       Code = "POLICY.VERSION_TAKEN"
+	PolicyMissing      Code = "POLICY.NONE"
+	PolicyMalformed    Code = "POLICY.MALFORMED"
+	StateAltered       Code = "STATE.ALTERED"
+	RequestState       Code = "REQUEST.STATE"
+	RequestUnknown     Code = "REQUEST.OUTCOME_UNKNOWN"
+	RequestFields      Code = "REQUEST.FIELDS"
+	RequestCancelled   Code = "REQUEST.CANCELLED"
+	PolicyChanged      Code = "POLICY.CHANGED"
+	IdempotencyUsed    Code = "REQUEST.IDEMPOTENCY"
+	UploadMissing      Code = "UPLOAD.MISSING"
+	VerifyFailed       Code = "SIGN.VERIFY_FAILED"
+	SealKeyMissing     Code = "KEY.NO_SEAL_KEY"
+	WorkspaceMissing   Code = "WORKSPACE.MISSING"
+	WorkspaceExists    Code = "WORKSPACE.EXISTS"
+	WorkspaceMalformed Code = "WORKSPACE.MALFORMED"
+	WorkspaceLocked    Code = "WORKSPACE.LOCKED"
+	FormatMismatch     Code = "IMG.FORMAT_MISMATCH"
 )
 
 var table = []Entry{
@@ -107,6 +129,18 @@ var table = []Entry{
 	{TooLarge, "too large", http.StatusRequestEntityTooLarge, ExitError, "The input is larger than the stated limit."},
 	{Unauthorized, "not logged in", http.StatusUnauthorized, ExitForbidden, "Send a valid API token: FIRMSEAL_TOKEN, or --token-file."},
 	{Forbidden, "not allowed", http.StatusForbidden, ExitForbidden, "The token lacks the scope or project for this operation."},
+
+	{DBURL, "database URL", http.StatusInternalServerError, ExitUsage, "The database is named by sqlite:PATH or postgres://USER@HOST/NAME."},
+	{DBOpen, "database cannot be opened", http.StatusServiceUnavailable, ExitTemporary, "The file cannot be opened, or the server does not answer. Nothing was changed."},
+	{DBNewer, "database of a newer version", http.StatusInternalServerError, ExitGate, "A newer Firmseal has changed the schema. Run that version; a schema does not go back."},
+	{DBNotDurable, "database is not durable", http.StatusInternalServerError, ExitGate, "The database would answer before a change survives a power cut, so that an accepted request could be lost. Firmseal does not run on it."},
+	{DBFailed, "disk failed", http.StatusServiceUnavailable, ExitTemporary, "The disk failed while a change was made durable. Nothing more is written until the server is restarted and has read what is there."},
+
+	{BlobDigest, "bytes do not have the named digest", http.StatusUnprocessableEntity, ExitRefused, "What arrived is not what was announced. The upload was thrown away; start it again."},
+	{BlobOffset, "upload continues elsewhere", http.StatusConflict, ExitTemporary, "The part does not begin where the stored bytes end. Ask for the offset and go on from there."},
+	{BlobCorrupt, "stored bytes are damaged", http.StatusInternalServerError, ExitError, "A stored file does not have the digest that it is named by. Restore it from a backup or upload it again; nothing made from it was released."},
+	{BlobSize, "wrong size", http.StatusUnprocessableEntity, ExitUsage, "The size of an upload is announced when it begins, above zero and below the limit, and what is sent may not exceed it."},
+	{BlobFull, "no space left", http.StatusInsufficientStorage, ExitTemporary, "The disk that holds the images is full. What arrived so far is kept; make room and go on."},
 
 	{ImageUnknownFormat, "unknown image format", http.StatusUnprocessableEntity, ExitError, "No format recognises these bytes. Name one with --format, or sign detached with --format raw."},
 	{ImageMalformed, "malformed image", http.StatusUnprocessableEntity, ExitRefused, "A field of the image contradicts another or the format's rules; the finding names the byte range."},
@@ -127,6 +161,33 @@ var table = []Entry{
 	{RollbackCounterMissing, "no security counter", http.StatusUnprocessableEntity, ExitRefused, "The target checks a security counter and the image has none. Sign it with one."},
 	{firmseal.CodeRollback, "rollback refused", http.StatusUnprocessableEntity, ExitRefused, "The release's security counter is below the one that the target has stored. Release with a higher counter."},
 	{firmseal.CodeImageMismatch, "the image's bytes were changed", http.StatusUnprocessableEntity, ExitRefused, "The bytes do not have the hash that was signed. They were changed or damaged after signing: fetch them again."},
+
+	// root: what a device can meet while it checks a release.
+	{firmseal.CodeSealMissing, "no seal", http.StatusUnprocessableEntity, ExitRefused, "There is no .seal file. A checksum shows that nothing was changed since it was made, not who made it: integrity only, no signer. Fetch the .seal file from where the release was published."},
+	{firmseal.CodeEnvelopeMalformed, "seal cannot be read", http.StatusUnprocessableEntity, ExitRefused, "The .seal file or the statement in it is not in the form of docs/SPEC-SEAL.md: cut off, duplicate members, wrong types. Nothing in it can be believed. Fetch it again."},
+	{firmseal.CodeEnvelopeTooLarge, "file too large", http.StatusUnprocessableEntity, ExitRefused, "The .seal or .tlog-proof file is larger than the specification allows. It was not written by Firmseal."},
+	{firmseal.CodeSealType, "not a firmware release", http.StatusUnprocessableEntity, ExitRefused, "The envelope is well formed but says something else than a firmware release: a provenance or SBOM attestation, or a newer predicate than this Firmseal knows."},
+	{firmseal.CodeSealUntrusted, "sealed by unknown keys", http.StatusUnprocessableEntity, ExitRefused, "No key of the trust root has sealed this release. Either the trust root is older than the seal key, or the release is not from its maker."},
+	{firmseal.CodeSealThreshold, "too few keys have sealed", http.StatusUnprocessableEntity, ExitRefused, "The trust root asks for more distinct keys than have sealed this release. Emergency releases have a threshold of their own."},
+	{firmseal.CodeSealInvalid, "metadata or seal was changed", http.StatusUnprocessableEntity, ExitRefused, "A trusted key has signed, but not these bytes: the release statement (the metadata) or the signature was changed. The image was not looked at. Fetch the .seal file again."},
+	{firmseal.CodeImageMismatch, "image was changed", http.StatusUnprocessableEntity, ExitRefused, "The seal is right and the image is not the one that it names: the image was changed, the metadata was not. Fetch the image again."},
+	{firmseal.CodeImageSignature, "signature file was changed", http.StatusUnprocessableEntity, ExitRefused, "The detached signature file is not the one that the seal names, or the release has none. Fetch it again."},
+	{firmseal.CodeProofMissing, "no log proof", http.StatusUnprocessableEntity, ExitRefused, "The trust root demands proof that the release is in the log. Fetch the .tlog-proof file from where the release was published."},
+	{firmseal.CodeProofMalformed, "log proof cannot be read", http.StatusUnprocessableEntity, ExitRefused, "The .tlog-proof file is not in the form of c2sp.org/tlog-proof, or carries no log entry. Fetch it again."},
+	{firmseal.CodeLeafMalformed, "log entry cannot be read", http.StatusUnprocessableEntity, ExitRefused, "An entry of the log is not in the form that Firmseal writes."},
+	{firmseal.CodeProofInvalid, "log proof does not hold", http.StatusUnprocessableEntity, ExitRefused, "The proof does not lead from the log entry to the signed checkpoint: the entry, the index or a hash was changed."},
+	{firmseal.CodeProofOtherSeal, "log proof of another release", http.StatusUnprocessableEntity, ExitRefused, "The proof is right, but the log entry is about another statement, request, policy or file. The .seal and .tlog-proof files do not belong together."},
+	{firmseal.CodeCheckpointUntrusted, "checkpoint of an unknown log", http.StatusUnprocessableEntity, ExitRefused, "The checkpoint is not signed by the log that the trust root names, or was changed."},
+	{firmseal.CodeEnvironment, "wrong environment", http.StatusUnprocessableEntity, ExitRefused, "A test release or key where production is demanded, or the reverse. Keys and releases belong to one environment and never cross."},
+	{firmseal.CodeProduct, "release of another product", http.StatusUnprocessableEntity, ExitRefused, "The seal is right, but the release is for another product than the one that was demanded."},
+	{firmseal.CodeHardware, "not for this hardware", http.StatusUnprocessableEntity, ExitRefused, "The seal is right, but the release does not name this hardware id."},
+	{firmseal.CodeRollback, "security counter too low", http.StatusUnprocessableEntity, ExitRefused, "The release's security counter is below the device's: installing it would bring a fixed hole back. The counter never goes down, not even in an emergency."},
+	{firmseal.CodeEmergencyCounter, "emergency does not raise the counter", http.StatusUnprocessableEntity, ExitRefused, "An emergency release may go back in version, and for that its security counter must be above the device's."},
+	{firmseal.CodeVersionOrder, "version is older", http.StatusUnprocessableEntity, ExitRefused, "The release's version is below the one that the device runs. Only an emergency release may go back."},
+	{firmseal.CodeVersionFloor, "update in steps", http.StatusUnprocessableEntity, ExitRefused, "The release can only follow a minimum version, and the device runs less. Install an intermediate release first."},
+	{firmseal.CodeDeviceVersion, "device's version not known", http.StatusUnprocessableEntity, ExitRefused, "The release cannot be compared with the device's version, because that is missing or no semantic version."},
+	{firmseal.CodeTrustRootMalformed, "trust root cannot be used", http.StatusUnprocessableEntity, ExitRefused, "The trust root file is not in the form of docs/SPEC-SEAL.md, names a key twice, or asks for more keys than it has."},
+	{firmseal.CodeProductUntrusted, "trust root of another product", http.StatusUnprocessableEntity, ExitRefused, "The trust root lists the products that it speaks for, and this release's is not among them."},
 
 	{KeyLocked, "key is locked", http.StatusServiceUnavailable, ExitTemporary, "The key file is encrypted and no passphrase or identity opened it."},
 	{KeyExists, "key exists", http.StatusConflict, ExitError, "A key of that name exists; names are never reused."},
@@ -150,6 +211,10 @@ var table = []Entry{
 	{UploadMissing, "image is not uploaded", http.StatusConflict, ExitGate, "The bytes that the request names are not complete in the store. Upload them first; firmseal sign does."},
 	{VerifyFailed, "finished image did not verify", http.StatusInternalServerError, ExitRefused, "The signed image was refused by Firmseal's own independent verifier, as the device would refuse it. Nothing was released. The finding says which check failed; a wrong key in the profile or target is the usual cause."},
 	{SealKeyMissing, "no seal key", http.StatusConflict, ExitGate, "No active seal key for this environment: firmseal key create NAME --purpose seal --environment ENV."},
+	{WorkspaceMissing, "no workspace here", http.StatusNotFound, ExitNotFound, "This command works on a workspace directory (.firmseal, found upward from here) or on a server (--server URL). firmseal init makes a workspace."},
+	{WorkspaceExists, "there is a workspace already", http.StatusConflict, ExitError, "firmseal init never overwrites a workspace: its keys and log would be lost."},
+	{WorkspaceMalformed, "workspace configuration cannot be read", http.StatusUnprocessableEntity, ExitUsage, "config.yaml has an unknown or missing key; the message points at the place."},
+	{WorkspaceLocked, "workspace is in use", http.StatusServiceUnavailable, ExitTemporary, "One process at a time works on an embedded workspace. Wait for it, or talk to its server with --server URL."},
 	{FormatMismatch, "image is of another format", http.StatusUnprocessableEntity, ExitUsage, "The profile's format does not recognise the image: another profile was meant, or another file."},
 }
 
