@@ -1,5 +1,7 @@
 package firmseal
 
+import "fmt"
+
 // Error is the one error of this package that reaches a person: what, why and
 // the next thing to do. Every refusal of Verify is a *Error.
 type Error struct {
@@ -15,4 +17,18 @@ func (e *Error) Error() string {
 		s += ": " + e.Why
 	}
 	return s
+}
+
+func refuse(code Code, format string, a ...any) *Error {
+	return &Error{Code: code, What: fmt.Sprintf(format, a...)}
+}
+
+func (e *Error) seen(format string, a ...any) *Error {
+	e.Why = fmt.Sprintf(format, a...)
+	return e
+}
+
+func (e *Error) next(format string, a ...any) *Error {
+	e.Next = fmt.Sprintf(format, a...)
+	return e
 }

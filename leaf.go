@@ -1,5 +1,10 @@
 package firmseal
 
+import "errors"
+
+// MaxLeaf is the most bytes that an entry of a C2SP tlog-tiles bundle can have.
+const MaxLeaf = 1<<16 - 1
+
 // A Leaf is one entry of the log. Its bytes are the RFC 8785 (JCS) encoding of
 // this object; they are hashed as RFC 6962 leaves. A leaf holds ids and digests
 // only: product names and versions stay in the records that the digests name,
@@ -61,3 +66,45 @@ const (
 	LeafTokenCreate = "token.create"
 	LeafTokenRevoke = "token.revoke"
 )
+
+// ParseLeaf reads the bytes of a log entry. It is strict about the form and
+// about members that it knows, and ignores others: leaves written by later
+// versions stay readable. The error is LOG.LEAF_MALFORMED.
+//
+// What a member means together with others is not judged here.
+func ParseLeaf(data []byte) (Leaf, error) {
+	bad := func(err error) (Leaf, error) {
+		return Leaf{}, refuse(CodeLeafMalformed, "the log entry cannot be read").seen("%v", err).
+			next("fetch the proof again; if it stays so, compare the log with its witnesses: firmseal log verify")
+	}
+	if len(data) > MaxLeaf {
+		return bad(errors.New("it is larger than an entry can be"))
+	}
+	m, err := parseJSON(data)
+	if err != nil {
+		return bad(err)
+	}
+	o := members{m, "", &err}
+	l := Leaf{
+		V: o.number("v"), Type: o.str("type"), Time: int64(o.integer("time")), Actor: o.str("actor"),
+		Record: o.optStr("record"), Request: o.optStr("request"), Key: o.optStr("key"), Policy: o.optStr("policy"),
+		Decision: o.optStr("decision"), Rule: o.optStr("rule"), Resumed: o.optBool("resumed"),
+		Input: o.optStr("input"), Output: o.optStr("output"), Statement: o.optStr("statement"), SealKey: o.optStr("seal_key"),
+		Result: o.optStr("result"), Code: Code(o.optStr("code")), Unseen: o.optBool("bytes_unseen"), Subject: o.optStr("subject"),
+	}
+	if o.has("attempt") {
+		l.Attempt = o.number("attempt")
+	}
+	if o.has("inputs") {
+		for _, in := range o.objects("inputs", MaxLeaf) {
+			l.Inputs = append(l.Inputs, LeafInput{in.str("slot"), in.str("alg"), in.str("kind"), in.str("sha256")})
+		}
+	}
+	if err != nil {
+		return bad(err)
+	}
+	if l.V < 1 || l.Type == "" {
+		return bad(errors.New("it has no version or no type"))
+	}
+	return l, nil
+}
