@@ -16,6 +16,17 @@
 // request, the log leaf that announces this use, and the proof that the leaf is
 // in the log. The key checks them with its own copy of the log's public key:
 // a server that was broken into cannot use a key without leaving the leaf.
+//
+// Gate is that check, Guard puts it before a backend's Signer. A log key takes
+// no tickets, since it is what makes the proofs: NoteSigner is its only door,
+// and signs nothing but checkpoints of one log that grows.
+//
+// # What the gate does not do
+//
+// A gate cannot know that a leaf is the newest: that a ticket is redeemed once
+// is the database's promise (package signing), and the gate's memory of used
+// attempts is the second lock, for one process. Nor does it judge policy: the
+// request it sees was accepted by the policy that the log names.
 package keys
 
 import (
@@ -99,13 +110,13 @@ type Key interface {
 // Ticket permits one use of one key. Which fields count depends on the key's
 // purpose; see Gate.
 type Ticket struct {
-	Request []byte   // canonical request (RFC 8785), for firmware keys
-	Leaf    []byte   // the sign.attempt leaf for firmware keys, the sign.outcome leaf for the seal key
-	Proof   []byte   // .tlog-proof of Leaf
-	Slot    string   // the slot of the attempt that this use fills; firmware keys
-	Alg     alg.ID   //
-	Kind    alg.Kind //
-	Input   []byte   // what is signed: digest or message
+	Request []byte // canonical request (RFC 8785), for firmware keys
+	Leaf    []byte // the sign.attempt leaf for firmware keys, the sign.outcome leaf for the seal key
+	Proof   []byte // .tlog-proof of Leaf
+	Slot    string // the slot of the attempt that this use fills; firmware keys
+	Alg     alg.ID
+	Kind    alg.Kind // of Input; for the seal key always alg.Message
+	Input   []byte   // what is signed: digest or message; for the seal key the whole DSSE pre-authentication encoding, which the Guard hashes where the scheme wants a digest
 }
 
 // Signer is the raw power of a key, as a backend has it below its Gate. It is
