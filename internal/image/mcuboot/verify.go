@@ -19,6 +19,13 @@ const (
 	saysNothing = "Unable to find bootable image"
 )
 
+// How the last 16 bytes of a slot end: the whole magic for a write size of 8,
+// all but its first two bytes for larger ones.
+const (
+	trailerMagic     = "\x77\xc2\x95\xf3\x60\xd2\xef\x7f\x35\x52\x50\x0f\x2c\xb6\x79\x80"
+	trailerMagicTail = "\x2d\xe1\x5d\x29\x41\x0b\x8d\x77\x67\x9c\x11\x0f\x1f\x8a"
+)
+
 // judge is one verification in progress.
 type judge struct {
 	tg *target
@@ -109,6 +116,9 @@ func (j *judge) device(ctx context.Context, src image.Source) (bool, error) {
 		return false, err
 	}
 	j.ok(image.StageContainer, &image.Range{Off: 0, Len: s.end}, "header and TLV areas hold together")
+	if ok, err := j.tail(src); !ok || err != nil {
+		return false, err
+	}
 
 	if j.h, err = hashRegion(ctx, src, s.hashEnd(), j.wanted()); err != nil {
 		if errors.Is(err, errShort) { // the file shrank while it was read
@@ -117,6 +127,31 @@ func (j *judge) device(ctx context.Context, src image.Source) (bool, error) {
 		return false, err
 	}
 	return j.validate(), nil
+}
+
+// tail looks at what follows the TLVs, which the device does not read as part
+// of the image.
+func (j *judge) tail(src image.Source) (bool, error) {
+	s := j.s
+	n := s.size - s.end
+	if n == 0 {
+		return true, nil
+	}
+	b, err := readAt(src, s.size-min(n, 16), int(min(n, 16)))
+	if errors.Is(err, errShort) {
+		j.refuse(image.Finding{Stage: image.StageContainer, Code: problem.ImageTruncated, What: "the image ends before the size that was announced",
+			Range: &image.Range{Off: s.end, Len: n}, Expected: fmt.Sprintf("%d bytes", s.size), Actual: "fewer", Cause: "the file was cut", Next: "transfer the image again"})
+		return false, nil
+	} else if err != nil {
+		return false, err
+	}
+	if n >= 64 && (string(b) == trailerMagic || string(b[2:]) == trailerMagicTail) {
+		j.ok(image.StageContainer, &image.Range{Off: s.end, Len: n}, "the rest of the slot ends with the boot magic")
+		return true, nil
+	}
+	j.add(image.Finding{Stage: image.StageCoverage, Severity: image.Warn, Code: problem.SigCoverage, What: "there are bytes after the image that are no slot trailer",
+		Range: &image.Range{Off: s.end, Len: n}, Actual: fmt.Sprintf("%d bytes", n), Cause: "no signature covers them; the device does not run them", Next: "upload the signed image alone"})
+	return true, nil
 }
 
 // wanted are the hashes that the build, the trusted keys and imgtool compute.
@@ -219,6 +254,11 @@ func (j *judge) validate() bool {
 			Range: &image.Range{Off: s.plainOff, Len: s.end - s.plainOff}, Expected: fmt.Sprintf("at most %d bytes", tg.maxSize), Actual: fmt.Sprintf("%d bytes", s.end),
 			Cause: "the bootloader keeps its swap state at the end of the slot", Next: "make the image smaller, or the slot larger"},
 			fmt.Sprintf("Image size bigger than designated area: %d > %d", s.end, tg.maxSize))
+		return false
+	}
+	if !tg.none && len(tg.anchors) == 0 {
+		j.refuse(image.Finding{Stage: image.StageKeyID, Code: problem.TrustAnchorMissing, What: "the target has no key that could have signed the image",
+			Expected: "a " + tg.scheme.Name + " key", Actual: fmt.Sprintf("%d keys of other types", len(tg.all)), Cause: "the bootloader has no key, or keys of another type than it is built for", Next: "put the key's C array into the bootloader"})
 		return false
 	}
 	key := -1
