@@ -42,8 +42,9 @@ import (
 //     together, those of image.Format, image.DigestFormat and image.Stamper. Its
 //     type is an empty struct, and where a method stands in another half than
 //     the type, the receiver has no name: there is no way through it.
-//  6. A package that both halves import is the standard library, or one of the
-//     rooms that own no layout: image, alg, problem.
+//  6. A package that both halves import, themselves or through others of this
+//     module, is the standard library, or one of the rooms that own no layout:
+//     image, alg, problem.
 //  7. Neither half imports unsafe, reflect or C, with which rule 2 could be
 //     walked around.
 //
@@ -84,8 +85,9 @@ func halfOf(file string) half {
 }
 
 // checkHalves gives what is wrong with one format, sentence by sentence. The
-// files of tests are not among files.
-func checkHalves(fset *token.FileSet, files []*ast.File, imp types.Importer) []string {
+// files of tests are not among files. needs gives the packages outside the
+// standard library that a package of this module imports.
+func checkHalves(fset *token.FileSet, files []*ast.File, imp types.Importer, needs func(string) []string) []string {
 	var bad []string
 	where := func(p token.Pos) string {
 		pos := fset.Position(p)
@@ -222,16 +224,30 @@ func checkHalves(fset *token.FileSet, files []*ast.File, imp types.Importer) []s
 		bad = append(bad, "no file verify*.go has the method Verify")
 	}
 
+	reached := map[string]map[half]token.Pos{}
 	for p, at := range imports {
-		if p == "unsafe" || p == "reflect" || p == "C" {
-			for _, pos := range at {
+		for h, pos := range at {
+			if p == "unsafe" || p == "reflect" || p == "C" {
 				complain(pos, "a format must not import %s: it hides what is used", p)
 			}
+			for todo := []string{p}; len(todo) > 0; {
+				q := todo[0]
+				todo = todo[1:]
+				first, _, _ := strings.Cut(q, "/")
+				if _, seen := reached[q][h]; seen || !strings.Contains(first, ".") || slices.Contains(sharedByHalves[:], q) {
+					continue
+				}
+				if reached[q] == nil {
+					reached[q] = map[half]token.Pos{}
+				}
+				reached[q][h] = pos
+				todo = append(todo, needs(q)...)
+			}
 		}
-		first, _, _ := strings.Cut(p, "/")
+	}
+	for p, at := range reached {
 		_, inPlan := at[planHalf]
-		pos, inVerify := at[verifyHalf]
-		if inPlan && inVerify && strings.Contains(first, ".") && !slices.Contains(sharedByHalves[:], p) {
+		if pos, inVerify := at[verifyHalf]; inPlan && inVerify {
 			complain(pos, "both halves import %s", p)
 		}
 	}
@@ -397,8 +413,22 @@ func TestHouseHalvesOfFormats(t *testing.T) {
 		t.Fatal("no format found: the walk is broken")
 	}
 	imp := compiled(t, fset, importsOf(all))
+	pkgs, err := readHouse(os.DirFS("."), theHouse())
+	if err != nil {
+		t.Fatal(err)
+	}
+	graph := map[string][]string{}
+	eachImport(pkgs, false, func(p housePackage, _ houseFile, im houseImport) {
+		to := im.path
+		if im.own {
+			to = path.Join(houseModule, to)
+		}
+		from := path.Join(houseModule, p.path)
+		graph[from] = append(graph[from], to)
+	})
+	needs := func(p string) []string { return graph[p] }
 	for name, files := range formats {
-		for _, s := range checkHalves(fset, files, imp) {
+		for _, s := range checkHalves(fset, files, imp, needs) {
 			t.Errorf("%s: %s", name, s)
 		}
 	}
@@ -457,6 +487,7 @@ func TestHouseHalvesFindsBadExamples(t *testing.T) {
 	fset := token.NewFileSet()
 	imp := compiled(t, fset, []string{
 		"context", "encoding/binary", "io", "reflect", "golang.org/x/mod/sumdb/tlog", houseModule + "/internal/image", houseModule + "/internal/alg",
+		houseModule + "/internal/telemetry",
 	})
 	check := func(t *testing.T, srcs map[string]string) []string {
 		t.Helper()
@@ -468,7 +499,12 @@ func TestHouseHalvesFindsBadExamples(t *testing.T) {
 			}
 			files = append(files, f)
 		}
-		return checkHalves(fset, files, imp)
+		return checkHalves(fset, files, imp, func(p string) []string {
+			if p == houseModule+"/internal/telemetry" {
+				return []string{houseModule + "/internal/problem", "golang.org/x/mod/sumdb/tlog"}
+			}
+			return nil
+		})
 	}
 	if bad := check(t, goodFormat()); len(bad) > 0 {
 		t.Fatalf("the good format is refused:\n%s", strings.Join(bad, "\n"))
@@ -502,6 +538,7 @@ func TestHouseHalvesFindsBadExamples(t *testing.T) {
 		{"shared layout", "verify2.go", "package zip\nimport \"encoding/binary\"\nfunc v(b []byte) { binary.Decode(b, binary.LittleEndian, &[]options{}) }\n", "the shared struct options goes through encoding/binary"},
 		{"own layout", "verify2.go", "package zip\nimport \"encoding/binary\"\ntype h struct{ A uint8 }\nfunc v(b []byte) { binary.Decode(b, binary.LittleEndian, &h{}) }\n", ""},
 		{"shared foreign parser", "verify2.go", "package zip\nimport _ \"golang.org/x/mod/sumdb/tlog\"\n", "both halves import golang.org/x/mod/sumdb/tlog"},
+		{"shared parser behind another package", "verify2.go", "package zip\nimport _ \"github.com/firmseal/firmseal/internal/telemetry\"\n", "both halves import golang.org/x/mod/sumdb/tlog"},
 		{"reflection", "verify2.go", "package zip\nimport _ \"reflect\"\n", "a format must not import reflect"},
 		{"unsafe", "plan.go", "package zip\nimport _ \"unsafe\"\n", "a format must not import unsafe"},
 		{"does not type-check", "verify2.go", "package zip\nvar v = nowhere\n", "undefined: nowhere"},
