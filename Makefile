@@ -5,7 +5,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := build
-.PHONY: build test race peers test-peers bench fuzz crash lint
+.PHONY: build test race peers test-peers bench fuzz crash lint fmt
 
 GO ?= go
 TOOL := $(GO) tool -modfile=tools/go.mod
@@ -46,8 +46,11 @@ crash:
 
 lint:
 	@out=$$(git ls-files -co --exclude-standard -- '*.go' | xargs -r gofmt -l); [ -z "$$out" ] || { printf 'gofmt would change:\n%s\n' "$$out"; exit 1; }
-	@out=$$(git ls-files -co --exclude-standard -- '*.go' | xargs -r $(TOOL) gofumpt -l); [ -z "$$out" ] || { printf 'gofumpt would change:\n%s\n' "$$out"; exit 1; }
+	@out=$$(git ls-files -co --exclude-standard -- '*.go' | xargs -r $(TOOL) gofumpt -l); [ -z "$$out" ] || { printf 'gofumpt would change (make fmt):\n%s\n' "$$out"; exit 1; }
 	$(GO) vet ./...
 	$(GO) -C tools vet ./... && $(GO) -C tools test ./...
 	$(TOOL) staticcheck ./...
 	$(GO) test -run '^TestHouse' .
+
+fmt:
+	git ls-files -co --exclude-standard -- '*.go' | xargs -r $(TOOL) gofumpt -w
