@@ -4,7 +4,8 @@
 //
 //	go test -json ./... | go run ./tools/testlog
 //
-// With -peers a test that says "peer absent" makes it fail; with -need PATTERN
+// With -peers a test that says "peer absent", or a skipped test named TestPeer…,
+// makes it fail; with -need PATTERN
 // it fails unless at least one test whose name matches has passed, because a
 // pattern for go test -run that matches nothing looks like success. With -v all
 // that the tests say is printed as it comes.
@@ -103,6 +104,8 @@ func run(r io.Reader, w io.Writer, peers bool, need *regexp.Regexp, verbose bool
 			if _, name, found := strings.Cut(text, absent); found && e.Test != "" {
 				name, _, _ = strings.Cut(name, "\n")
 				skipped = append(skipped, fmt.Sprintf("%s%s: %s in %s", absent, name, e.Test, e.Package))
+			} else if e.Action == "skip" && strings.HasPrefix(e.Test, "TestPeer") {
+				skipped = append(skipped, fmt.Sprintf("skipped: %s in %s", e.Test, e.Package))
 			}
 		}
 	}

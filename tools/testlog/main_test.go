@@ -33,6 +33,8 @@ func TestRun(t *testing.T) {
 		{name: "good", log: log, ok: true, want: "ok  \tm/a\t0.1s\n", not: "=== RUN"},
 		{name: "absent peers are listed", log: log, ok: true, want: "  peer absent: qemu: TestPeerBoot/arm in m/a\n"},
 		{name: "absent peers are refused", log: log, peers: true, want: "1 checks by a foreign judge"},
+		{name: "a judge that is skipped for another reason", log: `{"Action":"skip","Package":"m/a","Test":"TestPeerBoot"}` + "\n", peers: true, want: "  skipped: TestPeerBoot in m/a\n"},
+		{name: "a skipped test that is no judge", log: `{"Action":"skip","Package":"m/a","Test":"TestLong"}` + "\n", peers: true, ok: true},
 		{name: "need", log: log, need: "^TestGood$", ok: true, want: "1 tests that match"},
 		{name: "need, none", log: log, need: "^TestCrash", want: "0 tests that match"},
 		{name: "a skipped test is not one that passed", log: log, need: "^TestPeerBoot/arm$", want: "0 tests that match"},
