@@ -1,0 +1,16 @@
+-- +goose Up
+-- API tokens. digest is the SHA-256 of the secret; the secret is nowhere.
+CREATE TABLE auth_token (
+	id         TEXT NOT NULL PRIMARY KEY,
+	project    TEXT NOT NULL,
+	name       TEXT NOT NULL,
+	digest     BYTEA NOT NULL,
+	scopes     TEXT NOT NULL,
+	created    BIGINT NOT NULL,
+	created_by TEXT NOT NULL,
+	expires    BIGINT NOT NULL,
+	revoked    BIGINT NOT NULL,
+	revoked_by TEXT NOT NULL,
+	last_used  BIGINT NOT NULL
+);
+CREATE INDEX auth_token_list ON auth_token(project, id);
