@@ -5,10 +5,9 @@
 //	go test -json ./... | go run ./tools/testlog
 //
 // With -peers a test that says "peer absent", or a skipped test named TestPeer…,
-// makes it fail; with -need PATTERN
-// it fails unless at least one test whose name matches has passed, because a
-// pattern for go test -run that matches nothing looks like success. With -v all
-// that the tests say is printed as it comes.
+// makes it fail. With -need PATTERN it fails unless at least one test whose name
+// matches has passed, because a pattern for go test -run that matches nothing
+// looks like success. With -v all that the tests say is printed as it comes.
 package main
 
 import (
