@@ -33,11 +33,12 @@ func (Format) Inspect(_ context.Context, src image.Source) (*image.Report, error
 			Stage: image.StageContainer, Severity: image.Fatal, Code: p.Code, What: p.What, Actual: p.Why,
 		})
 	}
-	if img == nil {
+	if img == nil { // cut within the header
+		r.Tree = append(r.Tree, image.Node{Name: "header", Value: "cut", Len: src.Size()})
 		return r, nil
 	}
 	r.Facts.Version = img.Version.String()
-	r.Tree = append(r.Tree, headerNode(img.header))
+	r.Tree = append(r.Tree, headerNode(img.header, src.Size()))
 	if img.tlvOff() <= src.Size() && img.HdrSize >= headerLen {
 		r.Tree = append(r.Tree, image.Node{Name: "payload", Value: fmt.Sprintf("%d bytes", img.ImgSize), Off: int64(img.HdrSize), Len: int64(img.ImgSize)})
 		inspectPayload(r, src, img.header)
@@ -55,12 +56,12 @@ func (Format) Inspect(_ context.Context, src image.Source) (*image.Report, error
 	return r, nil
 }
 
-func headerNode(h header) image.Node {
+func headerNode(h header, size int64) image.Node {
 	f := func(name, value string, off, n int64) image.Node {
 		return image.Node{Name: name, Value: value, Off: off, Len: n}
 	}
 	hex32 := func(v uint32) string { return fmt.Sprintf("%#x", v) }
-	n := image.Node{Name: "header", Off: 0, Len: max(int64(h.HdrSize), headerLen), Children: []image.Node{
+	n := image.Node{Name: "header", Off: 0, Len: min(max(int64(h.HdrSize), headerLen), size), Children: []image.Node{
 		f("ih_magic", hex32(h.Magic), offMagic, 4),
 		f("ih_load_addr", hex32(h.LoadAddr), offLoadAddr, 4),
 		f("ih_hdr_size", fmt.Sprintf("%#x", h.HdrSize), offHdrSize, 2),
@@ -70,7 +71,7 @@ func headerNode(h header) image.Node {
 		f("ih_ver", fmt.Sprintf("%d.%d.%d+%d", h.Version.Major, h.Version.Minor, h.Version.Revision, h.Version.Build), offMajor, 8),
 		f("pad", hex32(h.Pad), offPad, 4),
 	}}
-	if h.HdrSize > headerLen {
+	if int64(h.HdrSize) > headerLen && int64(h.HdrSize) <= size {
 		n.Children = append(n.Children, f("padding", "", headerLen, int64(h.HdrSize)-headerLen))
 	}
 	return n

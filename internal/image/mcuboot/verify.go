@@ -28,10 +28,11 @@ const (
 
 // judge is one verification in progress.
 type judge struct {
-	tg *target
-	v  *image.Verdict
-	s  *seen
-	h  digests // of the device's region
+	tg   *target
+	size int64 // of the file
+	v    *image.Verdict
+	s    *seen
+	h    digests // of the device's region
 
 	// outside: the device took a value that no signature covers.
 	outside bool
@@ -40,7 +41,7 @@ type judge struct {
 // Verify implements image.Format: it decides as bootutil_img_validate of a
 // bootloader that was built as the profile's options say (see profileOptions).
 //
-// Valid means that the hash in the image is right and that some trusted key's
+// Valid means that a hash in the image is right and that some trusted key's
 // signature over it is, of whatever type; Accepted that this bootloader would
 // boot it. What imgtool would say of the same bytes is a finding of its own.
 func (Format) Verify(ctx context.Context, src image.Source, t image.Trust, p image.Profile) (*image.Verdict, error) {
@@ -48,7 +49,7 @@ func (Format) Verify(ctx context.Context, src image.Source, t image.Trust, p ima
 	if err != nil {
 		return nil, err
 	}
-	j := &judge{tg: tg, v: &image.Verdict{Format: formatName, Profile: p}}
+	j := &judge{tg: tg, size: src.Size(), v: &image.Verdict{Format: formatName, Profile: p}}
 	accepted, err := j.device(ctx, src)
 	if err != nil {
 		return nil, err
@@ -63,7 +64,15 @@ func (Format) Verify(ctx context.Context, src image.Source, t image.Trust, p ima
 	return j.v, nil
 }
 
-func (j *judge) add(f image.Finding) { j.v.Findings = append(j.v.Findings, f) }
+// add keeps a finding's range within the file: a length that lies points
+// beyond it, and then the place to look at is where the file ends.
+func (j *judge) add(f image.Finding) {
+	if r := f.Range; r != nil {
+		off := min(r.Off, j.size)
+		f.Range = &image.Range{Off: off, Len: min(r.Len, j.size-off)}
+	}
+	j.v.Findings = append(j.v.Findings, f)
+}
 
 func (j *judge) ok(stage image.Stage, r *image.Range, format string, a ...any) {
 	j.add(image.Finding{Stage: stage, Severity: image.OK, What: fmt.Sprintf(format, a...), Range: r})
@@ -81,7 +90,7 @@ func (j *judge) device(ctx context.Context, src image.Source) (bool, error) {
 	s, err := readHeader(src)
 	if errors.Is(err, errShort) {
 		j.refuse(image.Finding{Stage: image.StageContainer, Code: problem.ImageTruncated, What: "the image is shorter than a header",
-			Expected: fmt.Sprintf("at least %d bytes", headerLen), Actual: fmt.Sprintf("%d bytes", src.Size()), Next: "upload the whole image"},
+			Range: &image.Range{Len: src.Size()}, Expected: fmt.Sprintf("at least %d bytes", headerLen), Actual: fmt.Sprintf("%d bytes", src.Size()), Next: "upload the whole image"},
 			"Image not bootable")
 		return false, nil
 	} else if err != nil {
@@ -258,6 +267,7 @@ func (j *judge) validate() bool {
 	}
 	if !tg.none && len(tg.anchors) == 0 {
 		j.refuse(image.Finding{Stage: image.StageKeyID, Code: problem.TrustAnchorMissing, What: "the target has no key that could have signed the image",
+			Range:    &image.Range{Off: s.plainOff, Len: s.end - s.plainOff},
 			Expected: "a " + tg.scheme.Name + " key", Actual: fmt.Sprintf("%d keys of other types", len(tg.all)), Cause: "the bootloader has no key, or keys of another type than it is built for", Next: "put the key's C array into the bootloader"})
 		return false
 	}
@@ -330,6 +340,7 @@ func (j *judge) validate() bool {
 	}
 	if tg.none {
 		j.add(image.Finding{Stage: image.StageSignature, Severity: image.Fatal, Code: problem.TrustNotEnforced, What: "the bootloader is built without a signature type",
+			Range: &image.Range{Len: s.end},
 			Cause: "it checks the hash, which anybody can compute, and boots", Next: "build MCUboot with a signature type and a key of your own"})
 		return true
 	}
@@ -346,6 +357,7 @@ func (j *judge) validate() bool {
 	}
 	if tg.rollback && !counted {
 		j.refuse(image.Finding{Stage: image.StagePolicy, Code: problem.RollbackCounterMissing, What: "the image has no security counter",
+			Range:    &image.Range{Off: s.protOff, Len: s.end - s.protOff},
 			Expected: fmt.Sprintf("a protected TLV SEC_CNT of at least %d", tg.stored), Actual: j.typesSeen(), Cause: "it was signed without security-counter", Next: "sign with security-counter, or auto"})
 		return false
 	}
@@ -592,22 +604,20 @@ func (j *judge) info(e, keyEntry *entry, keyID string, err error) {
 	j.v.Signatures = append(j.v.Signatures, si)
 }
 
-// valid fills the column that does not depend on the build: every hash in the
-// image is right, and some trusted key made a signature over its scheme's hash
-// of these bytes.
+// valid fills the column that does not depend on the build: some trusted key
+// made a signature over its scheme's hash of these bytes, and that hash is in
+// the image.
 func (j *judge) valid() {
 	if j.outside {
 		return // a device that takes a value from outside the signature is not verifying
 	}
-	present := map[uint16]bool{}
+	right := map[uint16]bool{} // hash types that are there, and right wherever they are
 	for _, e := range j.s.entries {
 		if e.protected || hashLen(e.typ) == 0 {
 			continue
 		}
-		if !bytes.Equal(e.val, j.h[e.typ]) {
-			return
-		}
-		present[e.typ] = true
+		was, seen := right[e.typ]
+		right[e.typ] = bytes.Equal(e.val, j.h[e.typ]) && (was || !seen)
 	}
 	for _, e := range j.s.entries {
 		if e.protected {
@@ -617,8 +627,8 @@ func (j *judge) valid() {
 			if !a.known || e.typ != a.scheme.SigTLV {
 				continue
 			}
-			for t := range present {
-				if (t == a.scheme.HashTLV || a.scheme.Key == alg.Ed25519) && verifySignature(a, j.h[t], e.val) == nil {
+			for t, ok := range right {
+				if ok && (t == a.scheme.HashTLV || a.scheme.Key == alg.Ed25519) && verifySignature(a, j.h[t], e.val) == nil {
 					j.v.Valid = true
 					return
 				}

@@ -155,7 +155,11 @@ func (tg *target) compiledIn(o profileOptions) error {
 		}
 	}
 	if name == "" {
-		name = builds()[0].Name // nothing is trusted: whatever the build, no key is found
+		// Nothing is trusted: whatever the build, no key is found.
+		name = map[string]string{"384": "ecdsa-p384", "512": "ed25519"}[o.SHA]
+		if name == "" {
+			name = builds()[0].Name
+		}
 	}
 	if name == "none" {
 		tg.none, tg.hash = true, tlvSHA256
