@@ -565,6 +565,71 @@ func TestHouse(t *testing.T) {
 	}
 }
 
+// checkPage holds the table of floors in docs/DESIGN.md against the rooms that
+// are there: a row "| floor | `room` `room` | … |" for each floor that has any.
+func (h house) checkPage(page string, pkgs []housePackage) []string {
+	var bad []string
+	rows := map[string][]string{}
+	for line := range strings.Lines(page) {
+		if cells := strings.Split(line, "|"); len(cells) > 3 && cells[0] == "" {
+			rows[strings.TrimSpace(cells[1])] = strings.Fields(cells[2])
+		}
+	}
+	for _, f := range h.floors {
+		var rooms []string
+		for _, r := range f.rooms {
+			if slices.ContainsFunc(pkgs, func(p housePackage) bool { _, room, _ := h.room(p.path); return room == r }) {
+				name := strings.TrimPrefix(r, "internal/")
+				if r == "." {
+					name = path.Base(houseModule)
+				}
+				rooms = append(rooms, "`"+name+"`")
+			}
+		}
+		row := rows[f.name]
+		slices.Sort(rooms)
+		slices.Sort(row)
+		if !slices.Equal(rooms, row) {
+			bad = append(bad, fmt.Sprintf("the page has %v on the floor %s, the code has %v", row, f.name, rooms))
+		}
+	}
+	return bad
+}
+
+func TestHousePage(t *testing.T) {
+	t.Parallel()
+	h := theHouse()
+	pkgs, err := readHouse(os.DirFS("."), h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	page, err := os.ReadFile("docs/DESIGN.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range h.checkPage(string(page), pkgs) {
+		t.Error(s)
+	}
+
+	good := houseOf(t, goodHouse())
+	rows := []string{
+		"| device | `firmseal` | x |", "| ground | `problem` `alg` `peertest` | x |", "| contract | `client` | x |",
+		"| tools | `db` `image` | x |", "| rules | `policy` | x |", "| roof | `servertest` | x |", "| street | `cmd` `bench` | x |",
+	}
+	if bad := h.checkPage(strings.Join(rows, "\n"), good); len(bad) > 0 {
+		t.Fatalf("the good page is refused: %v", bad)
+	}
+	for i, row := range rows {
+		for _, worse := range []string{"", strings.Replace(row, "` |", "` `tlog` |", 1), strings.Replace(row, "`", "", 1)} {
+			changed := slices.Clone(rows)
+			changed[i] = worse
+			if len(h.checkPage(strings.Join(changed, "\n"), good)) != 1 {
+				t.Errorf("with %q for %q the page is not refused once", worse, row)
+			}
+		}
+	}
+}
+
 // goodHouse is a small module that keeps every rule.
 func goodHouse() map[string]string {
 	own := func(p string) string { return strconv.Quote(path.Join(houseModule, p)) }
