@@ -9,7 +9,7 @@ SHELL := bash
 
 GO ?= go
 TOOL := $(GO) tool -modfile=tools/go.mod
-# No workspace: tools is a module of its own, and only std packages are run from it.
+# tools is a module of its own; testlog needs the standard library only, so this downloads nothing.
 TESTLOG := $(GO) run -C tools ./testlog
 
 # How much `make crash` does: full (200 kills) or ci (3 at every label).
