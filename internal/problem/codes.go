@@ -71,6 +71,7 @@ const (
 	ImageOptions       Code = "IMG.OPTIONS"
 	ImageNoRoom        Code = "IMG.NO_ROOM"
 	ImageAlreadySigned Code = "IMG.ALREADY_SIGNED"
+	ImageNotFirmware   Code = "IMG.NOT_FIRMWARE"
 	SigMissing         Code = "SIG.MISSING"
 	SigInvalid         Code = "SIG.INVALID_CONTENT"
 	SigEncoding        Code = "SIG.ENCODING"
@@ -95,6 +96,34 @@ const (
 	KeyBinding     Code = "KEY.BINDING"
 	KeyTicket      Code = "KEY.TICKET_REFUSED"
 	KeyUnavailable Code = "KEY.UNAVAILABLE"
+)
+
+// tlog.
+const (
+	LogBehind       Code = "LOG.BEHIND"
+	LogForked       Code = "LOG.FORKED"
+	LogPlaceMissing Code = "LOG.SECOND_PLACE_MISSING"
+	LogPlace        Code = "LOG.SECOND_PLACE"
+	LogAltered      Code = "LOG.ALTERED"
+	LogLeaf         Code = "LOG.LEAF_REFUSED"
+	LogNotIncluded  Code = "LOG.NOT_INCLUDED"
+	LogClosed       Code = "LOG.CLOSED"
+)
+
+// policy.
+const (
+	PolicyProfile   Code = "POLICY.PROFILE_UNKNOWN"
+	PolicyProduct   Code = "POLICY.PRODUCT"
+	PolicyFormat    Code = "POLICY.FORMAT"
+	PolicyVersion   Code = "POLICY.VERSION_INVALID"
+	PolicyOlder     Code = "POLICY.VERSION_BELOW_RELEASED"
+	PolicyMetadata  Code = "POLICY.METADATA_MISSING"
+	PolicyCounter   Code = "POLICY.COUNTER_BELOW_RELEASED"
+	PolicyEmergency Code = "POLICY.EMERGENCY_COUNTER"
+	PolicyUnseen    Code = "POLICY.BYTES_UNSEEN"
+	PolicyClaims    Code = "POLICY.IMAGE_CLAIMS"
+	PolicyKey       Code = "POLICY.KEY_MISMATCH"
+	PolicyRule      Code = "POLICY.RULE"
 )
 
 // signing and release.
@@ -159,8 +188,6 @@ var table = []Entry{
 	{AlgUnsupported, "algorithm not supported here", http.StatusUnprocessableEntity, ExitError, "This format, verifier or key backend cannot use that algorithm; the message lists those it can."},
 
 	{RollbackCounterMissing, "no security counter", http.StatusUnprocessableEntity, ExitRefused, "The target checks a security counter and the image has none. Sign it with one."},
-	{firmseal.CodeRollback, "rollback refused", http.StatusUnprocessableEntity, ExitRefused, "The release's security counter is below the one that the target has stored. Release with a higher counter."},
-	{firmseal.CodeImageMismatch, "the image's bytes were changed", http.StatusUnprocessableEntity, ExitRefused, "The bytes do not have the hash that was signed. They were changed or damaged after signing: fetch them again."},
 
 	// root: what a device can meet while it checks a release.
 	{firmseal.CodeSealMissing, "no seal", http.StatusUnprocessableEntity, ExitRefused, "There is no .seal file. A checksum shows that nothing was changed since it was made, not who made it: integrity only, no signer. Fetch the .seal file from where the release was published."},
@@ -170,7 +197,7 @@ var table = []Entry{
 	{firmseal.CodeSealUntrusted, "sealed by unknown keys", http.StatusUnprocessableEntity, ExitRefused, "No key of the trust root has sealed this release. Either the trust root is older than the seal key, or the release is not from its maker."},
 	{firmseal.CodeSealThreshold, "too few keys have sealed", http.StatusUnprocessableEntity, ExitRefused, "The trust root asks for more distinct keys than have sealed this release. Emergency releases have a threshold of their own."},
 	{firmseal.CodeSealInvalid, "metadata or seal was changed", http.StatusUnprocessableEntity, ExitRefused, "A trusted key has signed, but not these bytes: the release statement (the metadata) or the signature was changed. The image was not looked at. Fetch the .seal file again."},
-	{firmseal.CodeImageMismatch, "image was changed", http.StatusUnprocessableEntity, ExitRefused, "The seal is right and the image is not the one that it names: the image was changed, the metadata was not. Fetch the image again."},
+	{firmseal.CodeImageMismatch, "image was changed", http.StatusUnprocessableEntity, ExitRefused, "The image's bytes do not have the hash that was signed. Where a seal names that hash, the seal is right: the image was changed, its metadata was not. Fetch the image again."},
 	{firmseal.CodeImageSignature, "signature file was changed", http.StatusUnprocessableEntity, ExitRefused, "The detached signature file is not the one that the seal names, or the release has none. Fetch it again."},
 	{firmseal.CodeProofMissing, "no log proof", http.StatusUnprocessableEntity, ExitRefused, "The trust root demands proof that the release is in the log. Fetch the .tlog-proof file from where the release was published."},
 	{firmseal.CodeProofMalformed, "log proof cannot be read", http.StatusUnprocessableEntity, ExitRefused, "The .tlog-proof file is not in the form of c2sp.org/tlog-proof, or carries no log entry. Fetch it again."},
@@ -181,13 +208,14 @@ var table = []Entry{
 	{firmseal.CodeEnvironment, "wrong environment", http.StatusUnprocessableEntity, ExitRefused, "A test release or key where production is demanded, or the reverse. Keys and releases belong to one environment and never cross."},
 	{firmseal.CodeProduct, "release of another product", http.StatusUnprocessableEntity, ExitRefused, "The seal is right, but the release is for another product than the one that was demanded."},
 	{firmseal.CodeHardware, "not for this hardware", http.StatusUnprocessableEntity, ExitRefused, "The seal is right, but the release does not name this hardware id."},
-	{firmseal.CodeRollback, "security counter too low", http.StatusUnprocessableEntity, ExitRefused, "The release's security counter is below the device's: installing it would bring a fixed hole back. The counter never goes down, not even in an emergency."},
+	{firmseal.CodeRollback, "security counter too low", http.StatusUnprocessableEntity, ExitRefused, "The security counter of the release or image is below the device's: installing it would bring a fixed hole back. The counter never goes down, not even in an emergency."},
 	{firmseal.CodeEmergencyCounter, "emergency does not raise the counter", http.StatusUnprocessableEntity, ExitRefused, "An emergency release may go back in version, and for that its security counter must be above the device's."},
 	{firmseal.CodeVersionOrder, "version is older", http.StatusUnprocessableEntity, ExitRefused, "The release's version is below the one that the device runs. Only an emergency release may go back."},
 	{firmseal.CodeVersionFloor, "update in steps", http.StatusUnprocessableEntity, ExitRefused, "The release can only follow a minimum version, and the device runs less. Install an intermediate release first."},
 	{firmseal.CodeDeviceVersion, "device's version not known", http.StatusUnprocessableEntity, ExitRefused, "The release cannot be compared with the device's version, because that is missing or no semantic version."},
 	{firmseal.CodeTrustRootMalformed, "trust root cannot be used", http.StatusUnprocessableEntity, ExitRefused, "The trust root file is not in the form of docs/SPEC-SEAL.md, names a key twice, or asks for more keys than it has."},
 	{firmseal.CodeProductUntrusted, "trust root of another product", http.StatusUnprocessableEntity, ExitRefused, "The trust root lists the products that it speaks for, and this release's is not among them."},
+	{ImageNotFirmware, "not a firmware image", http.StatusUnprocessableEntity, ExitGate, "The file is a package, container or archive that another tool signs and checks. A detached signature protects its transport only: no bootloader reads it."},
 
 	{KeyLocked, "key is locked", http.StatusServiceUnavailable, ExitTemporary, "The key file is encrypted and no passphrase or identity opened it."},
 	{KeyExists, "key exists", http.StatusConflict, ExitError, "A key of that name exists; names are never reused."},
@@ -197,6 +225,19 @@ var table = []Entry{
 	{KeyBinding, "key is bound to something else", http.StatusUnprocessableEntity, ExitPolicy, "A key is bound at creation to purpose, environment, product and format, and signs for nothing else."},
 	{KeyTicket, "ticket refused", http.StatusUnprocessableEntity, ExitError, "The key was asked to sign without a valid one-use ticket whose intent is in the log."},
 	{KeyUnavailable, "key backend unavailable", http.StatusServiceUnavailable, ExitTemporary, "The backend that holds the key does not answer. The request keeps its place; retry later."},
+
+	{PolicyProfile, "no such profile in the policy", http.StatusUnprocessableEntity, ExitPolicy, "The request names a profile that the policy in force does not have: firmseal policy show."},
+	{PolicyProduct, "profile is for another product", http.StatusUnprocessableEntity, ExitPolicy, "A profile signs for one product. Use that product's profile."},
+	{PolicyFormat, "profile is for another format", http.StatusUnprocessableEntity, ExitPolicy, "A profile signs one image format. Use the profile of this format."},
+	{PolicyVersion, "version is not usable", http.StatusUnprocessableEntity, ExitPolicy, "Versions follow Semantic Versioning 2.0: MAJOR.MINOR.PATCH, with -PRERELEASE and +BUILD where wanted. A minimum version is not above the version itself."},
+	{PolicyOlder, "version is below the last release", http.StatusConflict, ExitPolicy, "A newer version was released for this hardware already. Raise the version. A profile for maintenance branches says allow_older_versions; an emergency release may go back."},
+	{PolicyMetadata, "required metadata is missing", http.StatusUnprocessableEntity, ExitPolicy, "The profile requires a field that the request does not have; the message names it."},
+	{PolicyCounter, "security counter is below the last release", http.StatusConflict, ExitPolicy, "The security counter never goes down: a device that has seen the higher one would refuse this image. Raise the counter."},
+	{PolicyEmergency, "emergency release needs a higher counter", http.StatusConflict, ExitPolicy, "An emergency release may go back in version, and therefore must have a security counter strictly above the last release's."},
+	{PolicyUnseen, "signing unseen bytes is not allowed", http.StatusUnprocessableEntity, ExitPolicy, "Only a digest was sent, and the profile does not say bytes_unseen: true. Upload the image."},
+	{PolicyClaims, "image says something else than the request", http.StatusUnprocessableEntity, ExitPolicy, "The version, security counter, product or hardware ids inside the image differ from the request's. One of the two is a mistake."},
+	{PolicyKey, "key does not fit the profile", http.StatusUnprocessableEntity, ExitPolicy, "A key signs for the purpose, environment, product and format that it was created for. Name the right key in the profile, or make one: firmseal key create."},
+	{PolicyRule, "a rule of the policy says no", http.StatusUnprocessableEntity, ExitPolicy, "The rule's own words are in the message. Try changes without signing: firmseal policy test."},
 
 	{VersionTaken, "version is taken", http.StatusConflict, ExitPolicy, "A product, environment, hardware id, variant and version name one image for ever. Raise the version."},
 	{PolicyMissing, "no policy is in force", http.StatusConflict, ExitPolicy, "Nothing is signed before a policy says what may be: firmseal policy apply FILE."},
@@ -216,6 +257,15 @@ var table = []Entry{
 	{WorkspaceMalformed, "workspace configuration cannot be read", http.StatusUnprocessableEntity, ExitUsage, "config.yaml has an unknown or missing key; the message points at the place."},
 	{WorkspaceLocked, "workspace is in use", http.StatusServiceUnavailable, ExitTemporary, "One process at a time works on an embedded workspace. Wait for it, or talk to its server with --server URL."},
 	{FormatMismatch, "image is of another format", http.StatusUnprocessableEntity, ExitUsage, "The profile's format does not recognise the image: another profile was meant, or another file."},
+
+	{LogBehind, "database is older than its log", http.StatusServiceUnavailable, ExitGate, "The second place has seen a larger log than the database holds: the database was restored from a backup or copied. Going on would show the world two logs. Bring back the newest database, or begin a new log under a new origin. Until then nothing is signed."},
+	{LogForked, "the log has two histories", http.StatusServiceUnavailable, ExitGate, "The second place and the database disagree about the same leaves: a copy of the workspace went on by itself, or the database was edited. Nothing is signed. firmseal log verify names the first leaf that was changed, where the database itself can tell."},
+	{LogPlaceMissing, "the log's second place is missing", http.StatusServiceUnavailable, ExitGate, "The file that remembers the last checkpoint is gone, so nobody can tell whether this database is the newest. Bring the file back. If it is lost for good and the database is known to be the newest: firmseal log recover."},
+	{LogPlace, "second place does not answer", http.StatusServiceUnavailable, ExitTemporary, "The file that remembers the last checkpoint cannot be read or written: a full disk, or rights. Leaves are safe in the database and are included once it answers again."},
+	{LogAltered, "the log in the database was altered", http.StatusConflict, ExitRefused, "A row of the log is not what was logged, so nothing is proven or signed from it. Find out who wrote to the database; firmseal log verify names the first leaf."},
+	{LogLeaf, "leaf refused", http.StatusUnprocessableEntity, ExitError, "A log entry is too large or has no valid encoding."},
+	{LogNotIncluded, "not in the log yet", http.StatusConflict, ExitTemporary, "The leaf or tree size lies beyond the published checkpoint. It is committed at most; ask again."},
+	{LogClosed, "log is closed", http.StatusServiceUnavailable, ExitTemporary, "The server is stopping. What was committed is included after the next start."},
 }
 
 var byCode = func() map[Code]Entry {
