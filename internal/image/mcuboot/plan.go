@@ -360,7 +360,13 @@ func keepShaped(st *state, src image.Source, img *shaped, o *Options) (header, [
 	var kept []tlv
 	if img.Prot != nil {
 		for _, t := range img.Prot.TLVs {
-			if t.Type == tlvBootRecord {
+			switch {
+			case t.Type <= tlvEncX512:
+				// The device takes a hash or a signature from wherever it stands, and a
+				// hash cannot be right within the bytes that it is over.
+				return fail(malformed("the image has a TLV %s in its protected area", tlvName(t.Type)).
+					Seen("at offset %d, where no bootloader can accept it", t.Off).WithHint("sign the build's raw binary"))
+			case t.Type == tlvBootRecord:
 				return fail(malformed("the image has a BOOT_RECORD that names the key it was made for").
 					Seen("at offset %d", t.Off).WithHint("sign the build's raw binary"))
 			}
