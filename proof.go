@@ -151,7 +151,7 @@ func parseLogKey(vkey string) (note.Verifier, error) {
 	v, err := note.NewVerifier(vkey)
 	if err != nil {
 		return nil, refuse(CodeTrustRootMalformed, "the log's verifier key cannot be read").
-			seen("%q is not NAME+HASH+KEY with an Ed25519 key", clip(vkey)).next("copy it again: firmseal log key")
+			seen("%q is not NAME+HASH+KEY with an Ed25519 key", clip(vkey)).next("export the trust root again: firmseal trust export")
 	}
 	return v, nil
 }

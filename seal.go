@@ -195,12 +195,12 @@ func parseSealKey(spki []byte) (crypto.PublicKey, error) {
 	if err != nil {
 		return nil, refuse(CodeTrustRootMalformed, "a seal key cannot be read").
 			seen("%d bytes that are not a DER SubjectPublicKeyInfo of a known kind", len(spki)).
-			next("export the key again: firmseal key show NAME --public")
+			next("export the key again: firmseal key show NAME")
 	}
 	if again, err := x509.MarshalPKIXPublicKey(pub); err != nil || !bytes.Equal(again, spki) {
 		// A key with two encodings would have two ids and could count twice.
 		return nil, refuse(CodeTrustRootMalformed, "a seal key is not in its one DER encoding").
-			seen("%d bytes that encode otherwise", len(spki)).next("export the key again: firmseal key show NAME --public")
+			seen("%d bytes that encode otherwise", len(spki)).next("export the key again: firmseal key show NAME")
 	}
 	kind := fmt.Sprintf("%T", pub)
 	code := CodeUnsupportedAlg
@@ -223,7 +223,7 @@ func parseSealKey(spki []byte) (crypto.PublicKey, error) {
 	}
 	return nil, refuse(code, "a key of kind %s cannot seal", kind).
 		seen("seal keys are Ed25519, ECDSA P-256 or ECDSA P-384").
-		next("make one: firmseal key create NAME --purpose seal")
+		next("make one: firmseal key create NAME --purpose seal --environment ENV")
 }
 
 // verifySignature checks a signature over a pre-authentication encoding. The

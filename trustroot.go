@@ -82,17 +82,18 @@ func (t *TrustRoot) Marshal() ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encoding the trust root: %w", err)
 	}
+	data = append(data, '\n')
 	if len(data) > MaxTrustRoot {
 		return nil, badTrustRoot(fmt.Errorf("it has %d bytes, more than %d", len(data), MaxTrustRoot))
 	}
-	return append(data, '\n'), nil
+	return data, nil
 }
 
 // ParseTrustRoot reads a trust root file. Members that it does not know are
 // refused, unlike anywhere else: a restriction that this device cannot read
 // must not be dropped. Errors: TRUST.ROOT_MALFORMED, ALG.WEAK, ALG.UNSUPPORTED.
 func ParseTrustRoot(data []byte) (*TrustRoot, error) {
-	if len(data) > MaxTrustRoot+1 {
+	if len(data) > MaxTrustRoot {
 		return nil, badTrustRoot(fmt.Errorf("it has %d bytes, more than %d", len(data), MaxTrustRoot))
 	}
 	m, err := parseJSON(data)

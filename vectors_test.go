@@ -3,6 +3,9 @@ package firmseal
 import (
 	"bytes"
 	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
 	"flag"
@@ -133,6 +136,7 @@ func vectors() []vector {
 	add("good-unknown-members", "", "members that a later version may add are ignored in the statement and the predicate",
 		edit(newKit(), `"predicate":{`, `"later":{"a":[1,2.5,null]},"predicate":{"later":true,`))
 	add("good-unknown-envelope-member", "", "DSSE: members that are not known are ignored", editSeal(newKit(), `{"payloadType"`, `{"later":1,"payloadType"`))
+	add("good-deep", "", "a member that is not known, nested as deep as is allowed", editSeal(newKit(), `{"payloadType"`, `{"x":`+strings.Repeat("[", 15)+strings.Repeat("]", 15)+`,"payloadType"`))
 	k = newKit()
 	k.index, k.size = 0, 1
 	add("good-log-of-one", "", "a log of one entry has an empty inclusion proof", k.done())
@@ -352,6 +356,8 @@ func vectors() []vector {
 	b64 := base64.StdEncoding.EncodeToString
 	add("root-key-twice", CodeTrustRootMalformed, "one key under two names", editRoot(newKit(), b64(keyB.spki), b64(keyA.spki)))
 	add("root-rsa-weak", CodeWeakAlgorithm, "a seal key of RSA with 1024 bits", editRoot(newKit(), b64(keyB.spki), b64(rsaSPKI(1024))))
+	p224 := must(ecdsa.ParseRawPrivateKey(elliptic.P224(), append(make([]byte, 27), 1)))
+	add("root-p224", CodeWeakAlgorithm, "a seal key on a curve of 224 bits", editRoot(newKit(), b64(keyB.spki), b64(must(x509.MarshalPKIXPublicKey(p224.Public())))))
 	add("root-rsa", CodeUnsupportedAlg, "a seal key of RSA with 3072 bits", editRoot(newKit(), b64(keyB.spki), b64(rsaSPKI(3072))))
 	add("root-log-key", CodeTrustRootMalformed, "a log key whose hash is not its own", editRoot(newKit(), logA.vkey, strings.Replace(logA.vkey, logA.vkey[len(testOrigin)+1:len(testOrigin)+9], "00000000", 1)))
 	return out

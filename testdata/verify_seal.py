@@ -224,7 +224,7 @@ class Root:
             raise Refused("TRUST.ROOT_MALFORMED", str(e))
 
     def read(self, data):
-        d = strict_json(data, 65536 + 1)
+        d = strict_json(data, 64 << 10)
         need(string(d, "format") == "firmseal-trustroot/v1", "format")
         only(d, "format version keys threshold emergencyThreshold log products")
         need(integer(d, "version") >= 1, "version")
