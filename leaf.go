@@ -56,6 +56,7 @@ type LeafInput struct {
 // Leaf types.
 const (
 	LeafGenesis     = "log.genesis"  // index 0: the origin and the log key
+	LeafRecover     = "log.recover"  // a lost second place was made anew: subject the origin, record the root that was adopted
 	LeafRequest     = "sign.request" // a request was accepted or denied
 	LeafIntent      = "sign.intent"  // the ticket was redeemed: policy, key state and counter were right in that transaction
 	LeafAttempt     = "sign.attempt" // a key is about to be used
