@@ -372,3 +372,25 @@ type DigestFormat interface {
 type Stamper interface {
 	Stamp(o Options, version string, securityCounter uint64) (Options, error)
 }
+
+// OptionHelp describes one option of a format for people.
+type OptionHelp struct {
+	Name string `json:"name"`
+	Type string `json:"type"`
+	Text string `json:"text"`
+}
+
+// FormatHelp is what a format says of itself: what it is, and the options that
+// Plan, Verify and ExportTrust take.
+type FormatHelp struct {
+	Name    string       `json:"name"`
+	Summary string       `json:"summary"`
+	Options []OptionHelp `json:"options"`
+	Target  []OptionHelp `json:"target"`
+	Trust   []OptionHelp `json:"trust"`
+}
+
+// Describer is an optional interface of a Format that explains its options.
+type Describer interface {
+	Help() FormatHelp
+}

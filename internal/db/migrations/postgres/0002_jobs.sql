@@ -8,6 +8,7 @@ CREATE TABLE job (
 	attempt  BIGINT NOT NULL,
 	run_at   BIGINT NOT NULL,
 	lease    TEXT NOT NULL,
+	again    BIGINT NOT NULL,
 	error    TEXT NOT NULL,
 	created  BIGINT NOT NULL,
 	updated  BIGINT NOT NULL

@@ -8,6 +8,7 @@ CREATE TABLE job (
 	attempt  INTEGER NOT NULL,
 	run_at   INTEGER NOT NULL,
 	lease    TEXT NOT NULL,
+	again    INTEGER NOT NULL,
 	error    TEXT NOT NULL,
 	created  INTEGER NOT NULL,
 	updated  INTEGER NOT NULL

@@ -1,0 +1,151 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/firmseal/firmseal/client"
+	"github.com/firmseal/firmseal/internal/problem"
+)
+
+type keyCmd struct {
+	Create keyCreateCmd `cmd:"" help:"Create a key, bound for ever to its purpose, environment, product and format."`
+	List   keyListCmd   `cmd:"" help:"List keys."`
+	Show   keyShowCmd   `cmd:"" help:"Show a key and its public half."`
+	Retire keyRetireCmd `cmd:"" help:"Retire a key: it signs nothing more."`
+	Trust  keyTrustCmd  `cmd:"" help:"Export what a device must hold to accept this key."`
+}
+
+type keyCreateCmd struct {
+	Name        string `arg:"" help:"Name; never reused."`
+	Type        string `short:"t" help:"${enum}." enum:"p256,p384,ed25519,rsa2048,rsa3072,rsa4096" default:"p256"`
+	Purpose     string `help:"${enum}." enum:"firmware,seal" default:"firmware"`
+	Environment string `short:"e" help:"${enum}." enum:"test,production" required:""`
+	Product     string `help:"Product (firmware keys)." placeholder:"NAME"`
+	Format      string `short:"f" help:"Image format (firmware keys)." placeholder:"FORMAT"`
+	Backend     string `help:"Where the private half lives." default:"soft"`
+}
+
+func (c *keyCreateCmd) Run(a *app) error {
+	return a.withClient(func(cl *client.Client) error {
+		k, err := cl.CreateKey(a.ctx, client.NewKey{
+			Name: c.Name, Backend: c.Backend, Type: c.Type, Purpose: c.Purpose,
+			Environment: c.Environment, Product: c.Product, Format: c.Format,
+		})
+		if err != nil {
+			return err
+		}
+		return a.showKey(k)
+	})
+}
+
+func (a *app) showKey(k client.Key) error {
+	return a.show("Key", k, func(w io.Writer) {
+		bound := k.Environment
+		if k.Product != "" {
+			bound += ", product " + k.Product + ", format " + k.Format
+		}
+		fmt.Fprintf(w, "key %s: %s %s, %s\n", k.Name, k.Type, k.Purpose, k.State)
+		fmt.Fprintf(w, "bound to %s\nid       %s\nheld in  %s\nmade     %s by %s\n", bound, k.ID, k.URI, when(k.Created), k.CreatedBy)
+		if k.Retired != 0 {
+			fmt.Fprintf(w, "retired  %s by %s\n", when(k.Retired), k.RetiredBy)
+		}
+	})
+}
+
+type keyListCmd struct{}
+
+func (c *keyListCmd) Run(a *app) error {
+	return a.withClient(func(cl *client.Client) error {
+		ks, err := cl.Keys(a.ctx)
+		if err != nil {
+			return err
+		}
+		return a.show("KeyList", client.Page[client.Key]{Items: ks}, func(w io.Writer) {
+			table(w, func(w io.Writer) {
+				fmt.Fprintln(w, "KEY\tPURPOSE\tTYPE\tENVIRONMENT\tPRODUCT\tFORMAT\tSTATE\tID")
+				for _, k := range ks {
+					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", k.Name, k.Purpose, k.Type, k.Environment, dash(k.Product), dash(k.Format), k.State, k.ID[:12])
+				}
+			})
+		})
+	})
+}
+
+func dash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
+
+type keyShowCmd struct {
+	Name string `arg:"" help:"Key name."`
+	PEM  bool   `name:"pem" help:"Print only the public key, as PEM."`
+}
+
+func (c *keyShowCmd) Run(a *app) error {
+	return a.withClient(func(cl *client.Client) error {
+		k, err := cl.Key(a.ctx, c.Name)
+		if err != nil {
+			return err
+		}
+		if c.PEM && a.g.Output != "json" {
+			_, err := a.stdout.Write(pemOf(k.SPKI))
+			return err
+		}
+		return a.showKey(k)
+	})
+}
+
+type keyRetireCmd struct {
+	Name string `arg:"" help:"Key name."`
+	Yes  bool   `help:"Do not ask; it cannot be undone."`
+}
+
+func (c *keyRetireCmd) Run(a *app) error {
+	if err := a.confirm(c.Yes, c.Name, "retire key "+c.Name+": it will sign nothing more, and this cannot be undone"); err != nil {
+		return err
+	}
+	return a.withClient(func(cl *client.Client) error {
+		k, err := cl.RetireKey(a.ctx, c.Name)
+		if err != nil {
+			return err
+		}
+		return a.showKey(k)
+	})
+}
+
+type keyTrustCmd struct {
+	Name    string          `arg:"" help:"Key name."`
+	Options json.RawMessage `help:"The format's options, as JSON: firmseal help format NAME." placeholder:"JSON"`
+	Dir     string          `help:"Directory to write the files to." default:"." placeholder:"DIR"`
+}
+
+func (c *keyTrustCmd) Run(a *app) error {
+	return a.withClient(func(cl *client.Client) error {
+		as, err := cl.KeyTrust(a.ctx, c.Name, c.Options)
+		if err != nil {
+			return err
+		}
+		if a.g.Output == "json" {
+			return a.show("TrustArtifacts", client.Page[client.Artifact]{Items: as}, nil)
+		}
+		if err := os.MkdirAll(c.Dir, 0o755); err != nil {
+			return problem.New(problem.Usage, "%s cannot be made", c.Dir).Because(err)
+		}
+		for _, t := range as {
+			path := filepath.Join(c.Dir, filepath.Base(t.Name))
+			if err := writeOutput(path, func(w io.Writer) error { _, err := w.Write(t.Data); return err }); err != nil {
+				return err
+			}
+			if !a.g.Quiet {
+				fmt.Fprintf(a.stdout, "%s   %s\n", path, t.Note)
+			}
+		}
+		return nil
+	})
+}

@@ -1,0 +1,44 @@
+-- +goose Up
+CREATE TABLE release_claim (
+	project          TEXT NOT NULL,
+	product          TEXT NOT NULL,
+	environment      TEXT NOT NULL,
+	hardware_id      TEXT NOT NULL,
+	variant          TEXT NOT NULL,
+	version          TEXT NOT NULL,
+	security_counter INTEGER NOT NULL,
+	request          TEXT NOT NULL,
+	PRIMARY KEY (project, product, environment, hardware_id, variant, version)
+) STRICT;
+CREATE INDEX release_claim_request ON release_claim(request);
+CREATE INDEX release_claim_counter ON release_claim(project, product, environment, hardware_id, security_counter);
+
+CREATE TABLE release_line (
+	project     TEXT NOT NULL,
+	product     TEXT NOT NULL,
+	environment TEXT NOT NULL,
+	claims      INTEGER NOT NULL,
+	PRIMARY KEY (project, product, environment)
+) STRICT;
+
+CREATE TABLE release (
+	id               TEXT NOT NULL PRIMARY KEY,
+	project          TEXT NOT NULL,
+	request          TEXT NOT NULL UNIQUE,
+	product          TEXT NOT NULL,
+	environment      TEXT NOT NULL,
+	hardware_ids     TEXT NOT NULL,
+	variant          TEXT NOT NULL,
+	version          TEXT NOT NULL,
+	security_counter INTEGER NOT NULL,
+	format           TEXT NOT NULL,
+	emergency        INTEGER NOT NULL,
+	bytes_unseen     INTEGER NOT NULL,
+	build_id         TEXT NOT NULL,
+	image            TEXT NOT NULL,
+	signature        TEXT,
+	seal             BLOB NOT NULL,
+	leaf_index       INTEGER NOT NULL,
+	created          INTEGER NOT NULL
+) STRICT;
+CREATE INDEX release_product ON release(project, product, environment, id);

@@ -1,0 +1,329 @@
+package signing
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/firmseal/firmseal"
+	"github.com/firmseal/firmseal/internal/db"
+	"github.com/firmseal/firmseal/internal/image"
+	"github.com/firmseal/firmseal/internal/jobs"
+	"github.com/firmseal/firmseal/internal/journal"
+	"github.com/firmseal/firmseal/internal/policy"
+	"github.com/firmseal/firmseal/internal/problem"
+	"github.com/firmseal/firmseal/internal/release"
+	"github.com/firmseal/firmseal/internal/telemetry"
+)
+
+// runJob carries a request as far as it goes. It may be called any number of
+// times for one request: what it does next depends on the request's row alone.
+func (s *Service) runJob(ctx context.Context, j jobs.Job) error {
+	var p runPayload
+	if err := json.Unmarshal(j.Payload, &p); err != nil {
+		return jobs.GiveUp(fmt.Errorf("decoding the payload: %w", err))
+	}
+	err := s.run(ctx, p.Request)
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil:
+		return err // the process stops; the job runs again at the next start
+	}
+	pr := problem.Of(err)
+	if e, ok := problem.Lookup(pr.Code); ok && e.Exit == problem.ExitTemporary {
+		// The request keeps its place, and whoever looks sees what it waits for.
+		if err := s.note(ctx, p.Request, pr); err != nil {
+			return err
+		}
+		return jobs.RetryAfter(err, retryUnavailable)
+	}
+	if pr.Code == problem.Internal && j.Attempt < maxInternal {
+		s.logger.ErrorContext(ctx, "signing step failed, will be tried again", "request", p.Request, "attempt", j.Attempt, "error", err)
+		return err
+	}
+	return s.fail(ctx, p.Request, err)
+}
+
+const (
+	retryUnavailable = 2 * time.Second
+	// maxInternal bounds how often a fault of ours is tried again before the
+	// request fails and says so.
+	maxInternal = 3
+)
+
+// run moves a request from state to state until it rests.
+func (s *Service) run(ctx context.Context, id string) error {
+	for {
+		v, err := s.row(ctx, id)
+		if err != nil {
+			return err
+		}
+		if v.state.Rests() {
+			return nil
+		}
+		r, err := s.request(ctx, v)
+		if err != nil {
+			return err
+		}
+		lost, err := s.lost(ctx, v)
+		if err != nil || lost {
+			return err
+		}
+		switch v.state {
+		case Queued:
+			err = s.redeem(ctx, v, r)
+		case Signing:
+			err = s.sign(ctx, v, r)
+		case Sealing:
+			err = s.seal(ctx, v, r, nil)
+		default:
+			return altered("request %s", id).Seen("its state is %q", v.state)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+func (s *Service) row(ctx context.Context, id string) (row, error) {
+	var v row
+	err := s.db.View(ctx, func(tx *db.Tx) (err error) {
+		v, err = readRow(tx, id)
+		return err
+	})
+	return v, err
+}
+
+// redeem is the transaction in which a request becomes entitled to a key:
+// everything that Submit looked at is looked at again, as it is now, and the
+// ticket is spent. After it, a changed policy or a retired key no longer stops
+// the request; before it, both do.
+func (s *Service) redeem(ctx context.Context, v row, r Request) error {
+	f, err := s.formats.ByName(r.Format)
+	if err != nil {
+		return err
+	}
+	var facts image.Facts
+	if !r.BytesUnseen {
+		src, closeSrc, err := s.source(ctx, r)
+		if err != nil {
+			return err
+		}
+		rep, err := f.Inspect(ctx, src)
+		closeSrc()
+		if err != nil {
+			return err
+		}
+		facts = rep.Facts
+	}
+	s.step("redeem.commit")
+	var refused *problem.Error
+	id, err := s.append(ctx, func(tx *db.Tx) (firmseal.Leaf, func(string) error, error) {
+		refused = nil
+		if err := s.expect(tx, v, Queued); err != nil {
+			return firmseal.Leaf{}, nil, err
+		}
+		if err := redeemTicket(tx, v); err != nil {
+			return firmseal.Leaf{}, nil, err
+		}
+		if err := release.Lock(tx, r.Project, r.Product, r.Environment); err != nil {
+			return firmseal.Leaf{}, nil, err
+		}
+		doc, err := s.inForce(ctx, tx, r.Project)
+		if err != nil {
+			return firmseal.Leaf{}, nil, err
+		}
+		if err := s.same(tx, doc, r, f); err != nil {
+			return firmseal.Leaf{}, nil, err
+		}
+		d, err := s.decide(tx, doc, r, facts)
+		if err != nil {
+			return firmseal.Leaf{}, nil, err
+		}
+		if !d.Allow {
+			refused = problem.New(d.Code, "%s", d.What).Seen("%s", d.Why).WithHint("%s", d.Next)
+			return firmseal.Leaf{}, nil, refused
+		}
+		if err := release.Take(tx, release.Claim{
+			Request: r.ID, Project: r.Project, Product: r.Product, Environment: r.Environment, HardwareIDs: r.HardwareIDs,
+			Variant: r.Variant, Version: r.Version, SecurityCounter: r.SecurityCounter,
+		}); err != nil {
+			return firmseal.Leaf{}, nil, err
+		}
+		leaf := firmseal.Leaf{
+			Type: firmseal.LeafIntent, Actor: r.Actor, Request: r.ID, Record: hexSum(v.document), Policy: doc.Digest(),
+			Decision: "allow", Rule: d.Rule, Input: r.Input.SHA256, Unseen: r.BytesUnseen,
+		}
+		return leaf, func(string) error { return s.move(tx, v, Signing, "") }, nil
+	})
+	if err != nil {
+		return err
+	}
+	s.changed(v.id)
+	s.step("intent.wait")
+	_, err = s.provenLeaf(ctx, id)
+	return err
+}
+
+// redeemTicket spends the ticket, once.
+func redeemTicket(tx *db.Tx, v row) error {
+	var digest []byte
+	var policy string
+	var redeemed int64
+	if err := tx.QueryRow(`SELECT digest, policy, redeemed FROM signing_ticket WHERE request = $1`, v.id).Scan(&digest, &policy, &redeemed); err != nil {
+		return altered("the ticket of request %s", v.id).Seen("it cannot be read").Because(err)
+	}
+	if hexBytes(digest) != hexBytes(v.digest) || policy != v.policy {
+		return altered("the ticket of request %s", v.id).Seen("it is for request digest %x under policy %s, the request is %x under %s", digest, clip(policy), v.digest, v.policy)
+	}
+	if redeemed != 0 {
+		return altered("the ticket of request %s", v.id).Seen("the request is queued, but its ticket was redeemed at %s", day(redeemed))
+	}
+	res, err := tx.Exec(`UPDATE signing_ticket SET redeemed = $2 WHERE request = $1 AND redeemed = 0`, v.id, db.Now())
+	if err != nil {
+		return fmt.Errorf("redeeming the ticket of %s: %w", v.id, err)
+	}
+	if n, err := res.RowsAffected(); err != nil {
+		return err
+	} else if n != 1 {
+		return problem.New(problem.Conflict, "the ticket of request %s was redeemed meanwhile", v.id)
+	}
+	return nil
+}
+
+// same checks that the policy in force still means for r what it meant when r
+// was recorded: what people looked at is what is signed.
+func (s *Service) same(tx *db.Tx, doc *policy.Document, r Request, f image.Format) error {
+	p, ok := doc.Profile(r.Profile)
+	if !ok {
+		return problem.New(problem.PolicyProfile, "profile %s is gone from the policy", r.Profile).WithHint("send the request again with another profile")
+	}
+	now := r
+	now.Product, now.Environment, now.Format, now.Target = p.Product, p.Environment, p.Format, p.Target
+	if now.Format == r.Format {
+		if err := s.bind(tx, &now, p, f); err != nil {
+			return err
+		}
+	}
+	was, err := r.Canonical()
+	if err != nil {
+		return err
+	}
+	is, err := now.Canonical()
+	if err != nil {
+		return err
+	}
+	if string(was) != string(is) {
+		return problem.New(problem.PolicyChanged, "profile %s was changed after the request was made", r.Profile).
+			Seen("the request was recorded for other keys, options or targets").WithHint("send the request again")
+	}
+	return nil
+}
+
+// expect reads the row again inside tx, locked on PostgreSQL, and refuses to go
+// on unless it is still v in the given state.
+func (s *Service) expect(tx *db.Tx, v row, state State) error {
+	res, err := tx.Exec(`UPDATE signing_request SET updated = $2 WHERE id = $1`, v.id, db.Now())
+	if err != nil {
+		return fmt.Errorf("locking request %s: %w", v.id, err)
+	}
+	if n, err := res.RowsAffected(); err != nil {
+		return err
+	} else if n != 1 {
+		return altered("request %s", v.id).Seen("its row is gone")
+	}
+	now, err := readRow(tx, v.id)
+	if err != nil {
+		return err
+	}
+	if now.state != state {
+		return problem.New(problem.RequestState, "request %s is %s", v.id, now.state).Seen("it was %s", state)
+	}
+	if hexSum(now.document) != hexSum(v.document) || hexBytes(now.digest) != hexBytes(v.digest) || now.leaf != v.leaf ||
+		now.product != v.product || now.environment != v.environment || now.version != v.version || now.policy != v.policy ||
+		now.project != v.project || now.actor != v.actor {
+		return altered("request %s", v.id).Seen("its row changed between two steps")
+	}
+	return nil
+}
+
+// move changes a request's state and writes the journal.
+func (s *Service) move(tx *db.Tx, v row, to State, reason string) error {
+	return s.moveAs(tx, v, to, reason, "system")
+}
+
+func (s *Service) moveAs(tx *db.Tx, v row, to State, reason, actor string) error {
+	if _, err := tx.Exec(`UPDATE signing_request SET state = $2, problem = $3, updated = $4 WHERE id = $1`, v.id, string(to), reason, db.Now()); err != nil {
+		return fmt.Errorf("moving request %s to %s: %w", v.id, to, err)
+	}
+	_, err := journal.Append(tx, journal.Event{Kind: "request." + string(to), Actor: actor, Project: v.project, Subject: v.id, Request: v.buildID})
+	return err
+}
+
+// note shows what a request waits for, without moving it.
+func (s *Service) note(ctx context.Context, id string, p *problem.Error) error {
+	text, err := encodeProblem(p)
+	if err != nil {
+		return err
+	}
+	defer s.changed(id)
+	return s.db.Update(ctx, func(tx *db.Tx) error {
+		_, err := tx.Exec(`UPDATE signing_request SET problem = $2, updated = $3 WHERE id = $1`, id, text, db.Now())
+		return err
+	})
+}
+
+// fail ends a request for good, with the leaf that says so, and frees what it
+// claimed. A request whose key may have been used is not failed but unknown.
+func (s *Service) fail(ctx context.Context, id string, cause error) error {
+	p := problem.Of(cause)
+	s.logger.WarnContext(ctx, "request failed", "request", id, "code", p.Code, "error", cause)
+	v, err := s.row(ctx, id)
+	if err != nil {
+		return err
+	}
+	text, err := encodeProblem(p)
+	if err != nil {
+		return err
+	}
+	moved := false
+	err = s.logged2(ctx, func(tx *db.Tx) (firmseal.Leaf, func(string) error, error) {
+		now, err := readRow(tx, id)
+		if err != nil {
+			return firmseal.Leaf{}, nil, err
+		}
+		if now.state.Rests() {
+			return firmseal.Leaf{}, nil, errRests
+		}
+		if _, err := tx.Exec(`UPDATE signing_attempt SET state = $2, closed = $3, code = $4 WHERE request = $1 AND state = $5`,
+			id, attemptDiscarded, db.Now(), string(p.Code), attemptOpen); err != nil {
+			return firmseal.Leaf{}, nil, err
+		}
+		if err := release.Free(tx, id); err != nil {
+			return firmseal.Leaf{}, nil, err
+		}
+		leaf := firmseal.Leaf{Type: firmseal.LeafOutcome, Actor: "system", Request: id, Record: hexSum(v.document), Result: "failed", Code: p.Code}
+		return leaf, func(string) error { moved = true; return s.move(tx, v, Failed, text) }, nil
+	})
+	if err == errRests {
+		return nil
+	}
+	if err == nil && moved {
+		s.metrics.SignRequest(ending(p.Code))
+		s.changed(id)
+	}
+	return err
+}
+
+// ending tells the builder's faults from ours.
+func ending(c problem.Code) telemetry.Result {
+	if strings.HasPrefix(string(c), "IMG.") || strings.HasPrefix(string(c), "REQUEST.") || strings.HasPrefix(string(c), "POLICY.") {
+		return telemetry.Rejected
+	}
+	return telemetry.Failed
+}
+
+var errRests = fmt.Errorf("the request rests already")

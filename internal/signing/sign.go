@@ -1,0 +1,452 @@
+package signing
+
+import (
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/firmseal/firmseal"
+	"github.com/firmseal/firmseal/internal/alg"
+	"github.com/firmseal/firmseal/internal/blob"
+	"github.com/firmseal/firmseal/internal/db"
+	"github.com/firmseal/firmseal/internal/image"
+	"github.com/firmseal/firmseal/internal/keys"
+	"github.com/firmseal/firmseal/internal/problem"
+	"github.com/firmseal/firmseal/internal/release"
+	"github.com/firmseal/firmseal/internal/telemetry"
+)
+
+// source opens the request's image.
+func (s *Service) source(ctx context.Context, r Request) (image.Source, func(), error) {
+	st, err := s.blobs(r.Project)
+	if err != nil {
+		return nil, nil, err
+	}
+	f, err := st.Open(ctx, blob.Digest(r.Input.SHA256))
+	if err != nil {
+		return nil, nil, err
+	}
+	return f, func() { f.Close() }, nil
+}
+
+// plan gives the session, and what is left of it after a crash.
+func (s *Service) plan(ctx context.Context, v row, r Request, f image.Format, src image.Source, pub []image.PublicMaterial) (image.Session, *saved, error) {
+	digest, err := hex.DecodeString(r.Input.SHA256)
+	if err != nil {
+		return nil, nil, err
+	}
+	unseen, _ := f.(image.DigestFormat)
+	if len(v.session) > 0 {
+		var k saved
+		if err := json.Unmarshal(v.session, &k); err != nil {
+			return nil, nil, altered("the session of request %s", v.id).Seen("it cannot be decoded").Because(err)
+		}
+		var sess image.Session
+		if r.BytesUnseen {
+			sess, err = unseen.ResumeDigest(ctx, digest, r.Input.Size, k.State)
+		} else {
+			sess, err = f.Resume(ctx, src, k.State)
+		}
+		return sess, &k, err
+	}
+	var sess image.Session
+	if r.BytesUnseen {
+		sess, err = unseen.PlanDigest(ctx, digest, r.Input.Size, r.Options, pub)
+	} else {
+		sess, err = f.Plan(ctx, src, r.Options, pub)
+	}
+	return sess, nil, err
+}
+
+// sign makes the signatures, writes the finished file, lets the format's own
+// verifier judge it, records the outcome and seals.
+func (s *Service) sign(ctx context.Context, v row, r Request) error {
+	f, err := s.formats.ByName(r.Format)
+	if err != nil {
+		return err
+	}
+	p := &progress{v: v, r: r, keys: map[string]keys.Key{}}
+	var pub []image.PublicMaterial
+	var anchors []image.TrustedKey
+	for _, ref := range r.Keys {
+		rec, err := s.Key(ctx, r.Project, ref.Name)
+		if err != nil {
+			return err
+		}
+		k, err := s.open(ctx, rec)
+		if err != nil {
+			return err
+		}
+		if i := k.Info(); i.ID() != ref.ID {
+			return altered("key %s", ref.Name).Seen("the request was recorded for %s, the key is %s", ref.ID, i.ID())
+		}
+		p.keys[ref.ID] = k
+		pub = append(pub, image.PublicMaterial{Role: ref.Role, Name: ref.Name, SPKI: k.Info().SPKI})
+		anchors = append(anchors, image.TrustedKey{Name: ref.Name, SPKI: k.Info().SPKI})
+	}
+	var src image.Source
+	if !r.BytesUnseen {
+		var closeSrc func()
+		if src, closeSrc, err = s.source(ctx, r); err != nil {
+			return err
+		}
+		defer closeSrc()
+	}
+	sess, err := s.rounds(ctx, p, f, src, pub)
+	if err != nil {
+		if err == errRests {
+			return nil
+		}
+		return err
+	}
+
+	s.step("embed.write")
+	out, receipt, err := s.embed(ctx, r, sess)
+	if err != nil {
+		return err
+	}
+	s.step("verify.output")
+	if err := s.judge(ctx, f, r, src, out, receipt, anchors); err != nil {
+		return err
+	}
+	seal, err := s.outcome(ctx, p, out, receipt)
+	if err != nil {
+		return err
+	}
+	s.changed(v.id)
+	v, err = s.row(ctx, v.id)
+	if err != nil {
+		return err
+	}
+	return s.seal(ctx, v, r, seal)
+}
+
+// rounds drives the session until it has all its signatures.
+func (s *Service) rounds(ctx context.Context, p *progress, f image.Format, src image.Source, pub []image.PublicMaterial) (image.Session, error) {
+	sess, kept, err := s.plan(ctx, p.v, p.r, f, src, pub)
+	if err != nil {
+		return nil, err
+	}
+	round := 1
+	var reqs []image.SignRequest
+	var sigs []image.Signature
+	if kept != nil {
+		round, reqs, sigs = kept.Round, kept.Reqs, kept.Sigs
+	} else {
+		var done bool
+		if reqs, done, err = sess.Next(ctx, nil); err != nil {
+			return nil, err
+		}
+		if done {
+			return nil, problem.New(problem.Internal, "format %s asks for no signature", f.Name())
+		}
+	}
+	for ; ; round++ {
+		state, err := sess.MarshalBinary()
+		if err != nil {
+			return nil, err
+		}
+		have := map[string]bool{}
+		for _, g := range sigs {
+			have[g.Slot] = true
+		}
+		for _, ref := range p.r.Keys {
+			var mine []image.SignRequest
+			for _, q := range reqs {
+				if q.Key == ref.ID && !have[q.Slot] {
+					mine = append(mine, q)
+				}
+			}
+			if len(mine) == 0 {
+				continue
+			}
+			made, err := s.use(ctx, p, round, ref.ID, mine)
+			if err != nil {
+				return nil, err
+			}
+			sigs = append(sigs, made...)
+			p.keep = &saved{Round: round, State: state, Reqs: reqs, Sigs: sigs}
+		}
+		if len(sigs) != len(reqs) {
+			return nil, problem.New(problem.KeyBinding, "the image asks for signatures by keys that the request does not name").
+				Seen("%d of %d signatures have a key", len(sigs), len(reqs))
+		}
+		next, done, err := sess.Next(ctx, sigs)
+		if err != nil {
+			return nil, err
+		}
+		if done {
+			return sess, nil
+		}
+		reqs, sigs = next, nil
+	}
+}
+
+// embed writes the finished file to the blob store. The file is durable before
+// any row names it; a crash before that leaves a file that nothing refers to.
+func (s *Service) embed(ctx context.Context, r Request, sess image.Session) (release.File, *image.Receipt, error) {
+	st, err := s.blobs(r.Project)
+	if err != nil {
+		return release.File{}, nil, err
+	}
+	w, err := st.Create(ctx)
+	if err != nil {
+		return release.File{}, nil, err
+	}
+	defer w.Abort()
+	receipt, err := sess.Embed(ctx, w)
+	if err != nil {
+		return release.File{}, nil, err
+	}
+	info, err := w.Commit(ctx)
+	if err != nil {
+		return release.File{}, nil, err
+	}
+	s.step("embed.written")
+	name := r.Input.Name
+	if receipt.Detached {
+		name += ".sig"
+	}
+	return release.File{Name: name, SHA256: string(info.Digest), Size: info.Size}, receipt, nil
+}
+
+// judge lets the format's independent verifier decide on the stored output,
+// with the keys of the request as the only anchors. What it refuses is not
+// released, whatever made it.
+func (s *Service) judge(ctx context.Context, f image.Format, r Request, src image.Source, out release.File, receipt *image.Receipt, anchors []image.TrustedKey) error {
+	st, err := s.blobs(r.Project)
+	if err != nil {
+		return err
+	}
+	file, err := st.Open(ctx, blob.Digest(out.SHA256))
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	trust := image.Trust{Keys: anchors}
+	subject := image.Source(file)
+	if receipt.Detached {
+		if out.Size > maxDetached {
+			return problem.New(problem.Internal, "a detached signature of %d bytes is too large", out.Size)
+		}
+		trust.Detached = make([]byte, out.Size)
+		if _, err := file.ReadAt(trust.Detached, 0); err != nil {
+			return fmt.Errorf("reading the signature file: %w", err)
+		}
+		subject = src
+	}
+	var v *image.Verdict
+	if r.BytesUnseen {
+		digest, err := hex.DecodeString(r.Input.SHA256)
+		if err != nil {
+			return err
+		}
+		v, err = f.(image.DigestFormat).VerifyDigest(ctx, digest, r.Input.Size, trust, r.Target)
+		if err != nil {
+			return err
+		}
+	} else if v, err = f.Verify(ctx, subject, trust, r.Target); err != nil {
+		return err
+	}
+	if refusal := v.Refusal(); refusal != nil {
+		pr := problem.Of(refusal)
+		return problem.New(problem.VerifyFailed, "the finished %s image would be refused by its target", f.Name()).
+			Seen("%s: %s", pr.Code, pr.What).WithHint("firmseal request show %s", r.ID).Because(refusal)
+	}
+	return nil
+}
+
+const maxDetached = 64 << 10
+
+// outcome records that the finished file is right, and commits to the statement
+// that will be sealed. The outcome leaf is what permits the seal key's first
+// use, so the attempt on the seal key opens here.
+func (s *Service) outcome(ctx context.Context, p *progress, out release.File, receipt *image.Receipt) (*Attempt, error) {
+	var a Attempt
+	rj, err := json.Marshal(receipt)
+	if err != nil {
+		return nil, err
+	}
+	s.step("outcome.commit")
+	_, err = s.append(ctx, func(tx *db.Tx) (firmseal.Leaf, func(string) error, error) {
+		if err := s.expect(tx, p.v, Signing); err != nil {
+			return firmseal.Leaf{}, nil, err
+		}
+		if p.open != nil {
+			if err := closeAttempt(tx, p.v.id, *p.open, attemptSigned, ""); err != nil {
+				return firmseal.Leaf{}, nil, err
+			}
+		}
+		before, err := attempts(tx, p.v.id)
+		if err != nil {
+			return firmseal.Leaf{}, nil, err
+		}
+		sk, err := sealKey(tx, p.r.Project, keys.Environment(p.r.Environment))
+		if err != nil {
+			return firmseal.Leaf{}, nil, err
+		}
+		statement, err := s.statement(p.r, hexSum(p.v.document), p.v.policy, out, receipt)
+		if err != nil {
+			return firmseal.Leaf{}, nil, err
+		}
+		a = Attempt{N: len(before) + 1, Purpose: keys.Seal, KeyID: sk.ID(), State: attemptOpen, Opened: db.Now(), Inputs: sealInputs(statement)}
+		leaf := firmseal.Leaf{
+			Type: firmseal.LeafOutcome, Actor: p.r.Actor, Request: p.v.id, Record: hexSum(p.v.document), Policy: p.v.policy,
+			Input: p.r.Input.SHA256, Output: out.SHA256, Statement: hexSum(statement), SealKey: sk.ID(), Result: "sealed",
+			Attempt: a.N, Unseen: p.r.BytesUnseen,
+		}
+		return leaf, func(id string) error {
+			a.leaf = id
+			if err := insertAttempt(tx, p.v.id, a); err != nil {
+				return err
+			}
+			if _, err := tx.Exec(`UPDATE signing_request SET receipt = $2, output = $3, output_size = $4, statement = $5, outcome = $6, session = NULL WHERE id = $1`,
+				p.v.id, string(rj), out.SHA256, out.Size, statement, id); err != nil {
+				return fmt.Errorf("recording the outcome of %s: %w", p.v.id, err)
+			}
+			return s.move(tx, p.v, Sealing, "")
+		}, nil
+	})
+	return &a, err
+}
+
+// sealInputs describes a seal for the attempt's row. The digest is of the
+// statement, which the seal key's gate derives from what it signs.
+func sealInputs(statement []byte) []firmseal.LeafInput {
+	return []firmseal.LeafInput{{Slot: "seal", Kind: "message", SHA256: hexSum(statement)}}
+}
+
+// statement is the release statement: everything that the seal says.
+func (s *Service) statement(r Request, digest, policy string, out release.File, receipt *image.Receipt) ([]byte, error) {
+	subjects := []firmseal.Subject{firmseal.NewSubject(out.Name, out.SHA256)}
+	if receipt.Detached {
+		subjects = []firmseal.Subject{firmseal.NewSubject(r.Input.Name, r.Input.SHA256), firmseal.NewSubject(out.Name, out.SHA256)}
+	}
+	var signed []string
+	for _, k := range r.Keys {
+		signed = append(signed, k.ID)
+	}
+	return firmseal.NewStatement(subjects, firmseal.Release{
+		Product: r.Product, HardwareIDs: r.HardwareIDs, Variant: r.Variant, Version: r.Version, SecurityCounter: r.SecurityCounter,
+		MinimumVersion: r.MinimumVersion, Dependencies: r.Dependencies, Format: r.Format, Environment: r.Environment,
+		Emergency: r.Emergency, BytesUnseen: r.BytesUnseen, Created: time.UnixMicro(db.Now()).UTC().Truncate(time.Second),
+		Request: firmseal.RequestRef{ID: r.ID, SHA256: digest}, Requester: r.Actor, SignedWith: signed,
+		Policy: policy, BuildID: r.BuildID, Metadata: r.Metadata,
+	}).Marshal()
+}
+
+// seal signs the statement and releases. held is the attempt that outcome
+// opened in this process; without one a new attempt is opened.
+func (s *Service) seal(ctx context.Context, v row, r Request, held *Attempt) error {
+	proof, leafBytes, err := s.proof(ctx, v.outcome)
+	if err != nil {
+		return err
+	}
+	leaf, err := firmseal.ParseLeaf(leafBytes)
+	if err != nil {
+		return err
+	}
+	if leaf.Type != firmseal.LeafOutcome || leaf.Result != "sealed" || leaf.Request != v.id || leaf.Record != hexSum(v.document) ||
+		leaf.Statement != hexSum(v.statement) || leaf.Output != v.output {
+		return altered("the outcome of request %s", v.id).Seen("the log commits to output %s and statement %s, the row has %s and %s", leaf.Output, leaf.Statement, v.output, hexSum(v.statement))
+	}
+	var rec KeyRecord
+	if err := s.db.View(ctx, func(tx *db.Tx) (err error) {
+		rec, err = keyByID(tx, r.Project, leaf.SealKey)
+		return err
+	}); err != nil {
+		return err
+	}
+	k, err := s.open(ctx, rec)
+	if err != nil {
+		return err
+	}
+	p := &progress{v: v, r: r}
+	if held == nil {
+		a, err := s.openAttempt(ctx, p, keys.Seal, 0, leaf.SealKey, sealInputs(v.statement))
+		if err != nil {
+			return err
+		}
+		// The key checks the outcome leaf; the attempt's own leaf is there so
+		// that each use of the key has one.
+		if _, err := s.provenLeaf(ctx, a.leaf); err != nil {
+			return err
+		}
+		held = &a
+	}
+	p.open = held
+	if err := s.db.View(ctx, func(tx *db.Tx) error { return sameAttempt(tx, v.id, *held) }); err != nil {
+		return err
+	}
+	id := alg.For(k.Info().Type)[0]
+	env, err := firmseal.Seal(v.statement, k.Info().SPKI, func(pae []byte) ([]byte, error) {
+		t := &keys.Ticket{Leaf: leafBytes, Proof: proof, Slot: "seal", Alg: id, Kind: alg.Message, Input: pae}
+		s.step("seal.use")
+		return k.Sign(ctx, t)
+	})
+	s.step("seal.used")
+	if err != nil {
+		if problem.Has(err, problem.KeyUnavailable) && ctx.Err() == nil {
+			if _, err := s.unavailable(ctx, p, err); err != nil {
+				return err
+			}
+			return nil // run looks at the state again
+		}
+		return err
+	}
+	s.step("seal.verify")
+	if err := s.checkSeal(v, r, rec, env, proof); err != nil {
+		return err
+	}
+	return s.release(ctx, v, r, *held, env, proof)
+}
+
+// release is the last transaction: the request has its one release.
+func (s *Service) release(ctx context.Context, v row, r Request, a Attempt, env, proof []byte) error {
+	var receipt image.Receipt
+	if err := json.Unmarshal([]byte(v.receipt), &receipt); err != nil {
+		return altered("request %s", v.id).Seen("its receipt cannot be decoded").Because(err)
+	}
+	pr, err := firmseal.ParseProof(proof)
+	if err != nil {
+		return err
+	}
+	rel := release.Release{
+		ID: db.NewID(), Project: r.Project, Request: r.ID, Product: r.Product, Environment: r.Environment, HardwareIDs: r.HardwareIDs,
+		Variant: r.Variant, Version: r.Version, SecurityCounter: r.SecurityCounter, Format: r.Format, Emergency: r.Emergency,
+		BytesUnseen: r.BytesUnseen, BuildID: r.BuildID, Seal: env, LeafIndex: pr.Index, Created: db.Now(),
+		Image: release.File{Name: r.Input.Name, SHA256: v.output, Size: v.outputSize},
+	}
+	if receipt.Detached {
+		rel.Image = release.File{Name: r.Input.Name, SHA256: r.Input.SHA256, Size: r.Input.Size}
+		rel.Signature = &release.File{Name: r.Input.Name + ".sig", SHA256: v.output, Size: v.outputSize}
+	}
+	s.step("release.commit")
+	err = s.db.Update(ctx, func(tx *db.Tx) error {
+		if err := s.expect(tx, v, Sealing); err != nil {
+			return err
+		}
+		if err := closeAttempt(tx, v.id, a, attemptSigned, ""); err != nil {
+			return err
+		}
+		if err := release.Create(tx, rel); err != nil {
+			return err
+		}
+		if _, err := tx.Exec(`UPDATE signing_request SET release = $2 WHERE id = $1`, v.id, rel.ID); err != nil {
+			return err
+		}
+		return s.move(tx, v, Released, "")
+	})
+	if err != nil {
+		return err
+	}
+	s.step("release.done")
+	s.metrics.SignRequest(telemetry.Released)
+	if v.buildTime > 0 {
+		s.metrics.SignLatency(time.Duration(rel.Created-v.buildTime) * time.Microsecond)
+	}
+	s.changed(v.id)
+	return nil
+}

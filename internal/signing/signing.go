@@ -1,0 +1,177 @@
+// Package signing turns a request into a released signature, or into a
+// recorded refusal, and never into anything else.
+//
+// # The life of a request
+//
+//	Submit   one transaction: request row, policy decision, leaf sign.request,
+//	         ticket and job                            state queued | denied
+//	redeem   one transaction: the ticket is redeemed once; policy, key state,
+//	         counter and version claim are looked at again; leaf sign.intent
+//	                                                   state signing
+//	attempt  the intent is in the log; one transaction: attempt row and leaf
+//	         sign.attempt, which names the bytes and the key; it is in the log;
+//	         only then the key is used
+//	embed    the finished file is written to the blob store and judged by the
+//	         format's own Verify, which shares no code with what made it
+//	outcome  one transaction: leaf sign.outcome with the digests of the output
+//	         and of the release statement; the seal key's attempt
+//	                                                   state sealing
+//	seal     the outcome is in the log; the statement is sealed, the seal and
+//	         its log proof are verified as a device would; one transaction:
+//	         release                                   state released
+//
+// # What a crash leaves behind
+//
+// Before an attempt is open, a crash costs nothing: the job runs again and
+// starts where the row says. Between the moment when an attempt is durable and
+// the moment when its result is, nobody can know whether the key was used. The
+// request is then `unknown` and stays so until a person resumes it (a new
+// attempt, logged as resumed) or cancels it. A resumed attempt must ask for
+// exactly the bytes and the key of the one before.
+//
+// # What an edited database does
+//
+// Rows are beliefs; the log, the blob store and the key files are facts. Each
+// step compares the rows that it reads with them (see check.go) and refuses to
+// go on when one differs: STATE.ALTERED.
+package signing
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+
+	"github.com/firmseal/firmseal/internal/blob"
+	"github.com/firmseal/firmseal/internal/db"
+	"github.com/firmseal/firmseal/internal/image"
+	"github.com/firmseal/firmseal/internal/jobs"
+	"github.com/firmseal/firmseal/internal/keys"
+	"github.com/firmseal/firmseal/internal/telemetry"
+	"github.com/firmseal/firmseal/internal/tlog"
+)
+
+// MaxAutomaticAttempts is how often a key is asked without a person: once, and
+// once more when the backend says that it is unavailable.
+const MaxAutomaticAttempts = 2
+
+// Options are what a Service is made of. All but Step are required.
+type Options struct {
+	DB       *db.DB
+	Blobs    func(project string) (blob.Store, error) // each project its own
+	Log      *tlog.Log
+	LogKey   string // the log's verifier key
+	Jobs     *jobs.Queue
+	Formats  image.Registry
+	Backends []keys.Backend
+	Metrics  *telemetry.Metrics
+	Logger   *slog.Logger
+
+	// Step is called at each labelled point of the signing path (see Steps). A
+	// test kills the process there; nil in production.
+	Step func(label string)
+}
+
+// Service is the signing half of a server. It is safe for concurrent use.
+type Service struct {
+	db       *db.DB
+	blobs    func(string) (blob.Store, error)
+	log      *tlog.Log
+	logKey   string
+	jobs     *jobs.Queue
+	formats  image.Registry
+	backends map[string]keys.Backend
+	metrics  *telemetry.Metrics
+	logger   *slog.Logger
+	step     func(string)
+
+	policies policyCache
+
+	// mu guards waiters.
+	mu sync.Mutex
+	// waiters are closed and removed when their request changes state in this
+	// process. Another replica's change is found by the poll in Wait.
+	waiters map[string]chan struct{}
+}
+
+// New makes a Service and registers its job.
+func New(o Options) *Service {
+	s := &Service{
+		db: o.DB, blobs: o.Blobs, log: o.Log, logKey: o.LogKey, jobs: o.Jobs, formats: o.Formats,
+		backends: make(map[string]keys.Backend, len(o.Backends)),
+		metrics:  o.Metrics, logger: o.Logger, step: o.Step,
+		waiters: make(map[string]chan struct{}),
+	}
+	for _, b := range o.Backends {
+		s.backends[b.Scheme()] = b
+	}
+	if s.step == nil {
+		s.step = func(string) {}
+	}
+	o.Jobs.Handle(jobRun, jobs.HandlerOptions{Concurrency: runners}, s.runJob)
+	return s
+}
+
+const (
+	jobRun = "signing.run"
+	// runners bounds the requests that are worked on at once. Hashing and
+	// verifying are CPU work, waiting for a commit is not: some more than
+	// cores, so that group commits are full.
+	runners = 64
+)
+
+// Steps are the labels that Options.Step is called with, in order. Each names
+// the moment just before the thing happens.
+func Steps() []string {
+	return []string{
+		"submit.commit", "submit.done",
+		"redeem.commit", "intent.wait",
+		"attempt.commit", "attempt.wait",
+		"key.use", "key.used",
+		"embed.write", "embed.written", "verify.output",
+		"outcome.commit", "outcome.wait",
+		"seal.use", "seal.used", "seal.verify",
+		"release.commit", "release.done",
+	}
+}
+
+// changed wakes those who wait for a request.
+func (s *Service) changed(id string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if ch, ok := s.waiters[id]; ok {
+		close(ch)
+		delete(s.waiters, id)
+	}
+}
+
+func (s *Service) waiter(id string) <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	ch, ok := s.waiters[id]
+	if !ok {
+		ch = make(chan struct{})
+		s.waiters[id] = ch
+	}
+	return ch
+}
+
+// Wait returns the request when it rests (released, denied, failed, unknown),
+// or as it is when ctx ends; that is not an error.
+func (s *Service) Wait(ctx context.Context, project, id string) (View, error) {
+	for {
+		ch := s.waiter(id)
+		v, err := s.Get(context.WithoutCancel(ctx), project, id)
+		if err != nil || v.State.Rests() {
+			return v, err
+		}
+		poll, stop := context.WithTimeout(ctx, waitPoll)
+		select {
+		case <-ch:
+		case <-poll.Done():
+		}
+		stop()
+		if ctx.Err() != nil {
+			return s.Get(context.WithoutCancel(ctx), project, id)
+		}
+	}
+}
