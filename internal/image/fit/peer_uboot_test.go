@@ -70,7 +70,8 @@ func TestPeerUBoot(t *testing.T) {
 		fit     []byte
 		trust   []key
 		mode    string
-		lax     bool // the keys are not required
+		lax     bool   // the keys are not required
+		scheme  alg.ID // of the key nodes; the default if empty
 		command string
 		says    []string // U-Boot's words, all of them
 		never   []string
@@ -93,12 +94,16 @@ func TestPeerUBoot(t *testing.T) {
 		},
 		{
 			name: "rsa4096 with sha512", fit: sign(t, plain, fit.PlanOptions{Hash: "sha512"}, alg.RSA4096PKCS1SHA512, shared(t, "dev", alg.RSA4096)),
-			trust: []key{shared(t, "dev", alg.RSA4096)}, command: start,
+			trust: []key{shared(t, "dev", alg.RSA4096)}, scheme: alg.RSA4096PKCS1SHA512, command: start,
 			says: []string{"sha512,rsa4096:dev+ OK"}, accepts: true, valid: true,
 		},
 		{
-			name: "sha384", fit: sign(t, plain, fit.PlanOptions{}, alg.RSA2048PKCS1SHA384, dev), trust: []key{dev}, command: start,
+			name: "sha384", fit: sign(t, plain, fit.PlanOptions{}, alg.RSA2048PKCS1SHA384, dev), trust: []key{dev}, scheme: alg.RSA2048PKCS1SHA384, command: start,
 			says: []string{"sha384,rsa2048:dev+ OK"}, accepts: true, valid: true,
+		},
+		{
+			name: "the right key with another algo in its node", fit: sign(t, plain, fit.PlanOptions{}, alg.RSA2048PKCS1SHA384, dev), trust: []key{dev}, command: start,
+			says: []string{"sha384,rsa2048:dev-  error!"}, valid: true, code: problem.TrustAnchorMissing,
 		},
 		{
 			name: "wrong key", fit: sign(t, plain, fit.PlanOptions{KeyNameHint: "dev"}, "", other), trust: []key{dev}, command: boot,
@@ -198,7 +203,7 @@ func TestPeerUBoot(t *testing.T) {
 			var pub []image.PublicMaterial
 			tr := trust(c.trust...)
 			for i, k := range c.trust {
-				pub = append(pub, k.material(""))
+				pub = append(pub, k.material(c.scheme))
 				tr.Keys[i].Optional = c.lax
 			}
 			control, err := fit.AddKeys(board.Tree, pub, fit.TrustOptions{RequiredMode: c.mode, AllowUnsigned: c.lax})
@@ -218,7 +223,7 @@ func TestPeerUBoot(t *testing.T) {
 				}
 			}
 			p := debian
-			p.Options = options(t, fit.VerifyOptions{Configuration: conf(c.command), RequiredMode: c.mode})
+			p.Options = options(t, fit.VerifyOptions{Configuration: conf(c.command), RequiredMode: c.mode, Algos: algos(t, control)})
 			v := verify(t, c.fit, tr, p)
 			if v.Accepted != c.accepts || v.Valid != c.valid {
 				t.Errorf("ours: valid %v, accepted %v; U-Boot accepts: %v\n%s", v.Valid, v.Accepted, c.accepts, show(v))
@@ -239,6 +244,20 @@ func TestPeerUBoot(t *testing.T) {
 			}
 		})
 	}
+}
+
+// algos reads the algo of each key from a control tree.
+func algos(t testing.TB, control []byte) map[string]string {
+	tree, err := fdt.Read(bytes.NewReader(control), int64(len(control)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := map[string]string{}
+	for _, n := range at(tree.Root, "signature").Nodes {
+		hint, _ := n.Str("key-name-hint")
+		m[hint], _ = n.Str("algo")
+	}
+	return m
 }
 
 func conf(command string) string {

@@ -45,6 +45,10 @@ type VerifyOptions struct {
 	ECDSA *bool `json:"ecdsa,omitempty"`
 	// DMVerity: the build signs dm-verity nodes (2026.10 and later).
 	DMVerity *bool `json:"dm_verity,omitempty"`
+	// Algos are the algo properties of the key nodes, by key name. U-Boot refuses
+	// a signature whose algo is another one, even by the right RSA key. Keys that
+	// are not listed are taken to have the algo of the signature.
+	Algos map[string]string `json:"algos,omitempty"`
 	// TrustsHashedNodes: the build lacks the fix of CVE-2026-46728 and believes
 	// the image's own hashed-nodes.
 	TrustsHashedNodes bool `json:"trusts_hashed_nodes,omitempty"`
@@ -111,6 +115,12 @@ type anchor struct {
 	pub      crypto.PublicKey
 	bits     int // of an RSA modulus
 	optional bool
+	algo     string // of the key node, where the profile tells it
+}
+
+// takes says whether the device tries this key for a signature at all.
+func (a anchor) takes(m mark) bool {
+	return a.algo == "" || a.bits == 0 || a.algo == m.algo
 }
 
 // node is what U-Boot calls the key's node.
@@ -148,7 +158,7 @@ func (Format) Verify(ctx context.Context, src image.Source, t image.Trust, p ima
 		if err != nil {
 			return nil, err
 		}
-		a := anchor{name: k.Name, id: alg.KeyID(k.SPKI), pub: pub, optional: k.Optional}
+		a := anchor{name: k.Name, id: alg.KeyID(k.SPKI), pub: pub, optional: k.Optional, algo: dev.Algos[k.Name]}
 		if x, ok := pub.(*rsa.PublicKey); ok {
 			a.bits = x.N.BitLen()
 		}
@@ -227,7 +237,7 @@ func (r *verifier) run(src image.Source) error {
 		return err
 	}
 	r.v.Valid, r.v.Accepted = valid, accepted
-	if !slices.ContainsFunc(r.keys, func(a anchor) bool { return !a.optional }) {
+	if !r.requires() {
 		r.v.Valid = false
 		r.add(image.Finding{
 			Stage: image.StagePolicy, Severity: image.Fatal, Code: problem.TrustNotEnforced,
@@ -239,6 +249,11 @@ func (r *verifier) run(src image.Source) error {
 		})
 	}
 	return nil
+}
+
+// requires says whether any key is required.
+func (r *verifier) requires() bool {
+	return slices.ContainsFunc(r.keys, func(a anchor) bool { return !a.optional })
 }
 
 // container checks what U-Boot's fit_check_format does.
@@ -582,18 +597,24 @@ func (r *verifier) configuration(conf int) (valid, accepted bool, err error) {
 		dataOK, dataStrong = dataOK && r.good[im], dataStrong && r.strong[im]
 	}
 	inc, count, words := r.rebuilt(conf, used, r.dev.verity)
-	if words != "" {
-		r.add(image.Finding{
-			Stage: image.StageCoverage, Severity: image.Fatal, Code: problem.SigCoverage, Range: r.at(conf),
-			What:   fmt.Sprintf("the nodes that the signature of %s must cover cannot be listed", t.nodes[conf].name),
-			Actual: words, Device: r.complaint(words, conf),
-			Cause: "an image without a hash node is not covered by any configuration signature",
-			Next:  "build the FIT with hash-1 { algo = \"sha256\"; } in each image, or sign with hashes: fill",
-		})
-	}
 	marks, err := r.marks(conf)
 	if err != nil {
 		return false, false, err
+	}
+	if words != "" && len(marks) > 0 {
+		r.add(image.Finding{
+			Stage: image.StageCoverage, Severity: image.Fatal, Code: problem.SigCoverage, Range: r.at(conf),
+			What:   fmt.Sprintf("the nodes that the signature of %s must cover cannot be listed", t.nodes[conf].name),
+			Actual: words, Device: append([]string{words}, r.complaint("Failed to build hash node list", conf, -1)...),
+			Cause: "an image without a hash node is not covered by any configuration signature, and a list may have 100 nodes",
+			Next:  "build the FIT with hash-1 { algo = \"sha256\"; } in each image, or sign with hashes: fill",
+		})
+		if !r.dev.TrustsHashedNodes {
+			for _, m := range marks {
+				r.v.Signatures = append(r.v.Signatures, image.SignatureInfo{Slot: t.nodes[conf].name, Alg: m.id, KeyHint: m.hint, Range: r.at(m.node)})
+			}
+			return false, dataOK && !r.requires(), nil
+		}
 	}
 	res := make([]result, len(marks))
 	for i, m := range marks {
@@ -675,7 +696,7 @@ func (r *verifier) check(conf int, used []int, m mark, inc map[string]bool, coun
 	scattered := len(runs) >= 20+7*count-2
 	for i, a := range r.keys {
 		if words == "" && m.fits(a, sum) {
-			if !scattered {
+			if !scattered && a.takes(m) {
 				res.runs[i] = true
 			}
 			info.KeyID = a.id
@@ -688,7 +709,7 @@ func (r *verifier) check(conf int, used []int, m mark, inc map[string]bool, coun
 		}
 		if oldSum != nil && m.fits(a, oldSum) {
 			res.old = i
-			if r.dev.TrustsHashedNodes {
+			if r.dev.TrustsHashedNodes && a.takes(m) {
 				res.runs[i] = true
 			}
 		}
@@ -740,14 +761,16 @@ func paths(m map[string]bool) string {
 }
 
 // complaint is how U-Boot refuses a configuration.
-func (r *verifier) complaint(words string, conf int) []string {
+// The key that is named is r.keys[unmet], or the first required one if unmet is
+// below zero.
+func (r *verifier) complaint(words string, conf, unmet int) []string {
 	sub := ""
 	if r.dev.old {
 		sub = "<NULL>"
 	}
 	out := []string{fmt.Sprintf("%s for '%s' hash node in '%s' config node", words, sub, r.tree.nodes[conf].name)}
-	for _, a := range r.keys {
-		if !a.optional && !r.dev.any {
+	for i, a := range r.keys {
+		if !a.optional && !r.dev.any && (unmet < 0 || unmet == i) {
 			out = append(out, fmt.Sprintf("Failed to verify required signature '%s'", a.node()))
 			break
 		}
@@ -805,7 +828,7 @@ func (r *verifier) decide(conf int, marks []mark, res []result) (valid, accepted
 					Stage: image.StageTarget, Severity: image.Fatal, Code: problem.TargetCapability, Range: span(t.prop(m.node, propAlgo)),
 					What:     fmt.Sprintf("this U-Boot cannot verify %s of %s", m.name, cname),
 					Expected: "RSA with PKCS #1 v1.5 padding", Actual: m.algo + map[bool]string{true: " with PSS padding"}[m.padding == paddingPSS],
-					Device: append([]string{m.shown() + "-  error!"}, r.complaint("Unknown signature algorithm", conf)...),
+					Device: append([]string{m.shown() + "-  error!"}, r.complaint("Unknown signature algorithm", conf, i)...),
 					Cause:  "the build has no FIT_RSASSA_PSS or no ECDSA_VERIFY",
 					Next:   "sign with an RSA key and padding pkcs-1.5, or update the bootloader first",
 				})
@@ -848,17 +871,29 @@ func (r *verifier) explain(conf int, marks []mark, res []result, unmet int, vali
 	if len(marks) == 0 {
 		f.Code, f.What = problem.SigMissing, fmt.Sprintf("the configuration %s is not signed", cname)
 		f.Expected = "a signature node"
-		f.Device = r.complaint("No 'signature' subnode found", conf)
+		f.Device = r.complaint("No 'signature' subnode found", conf, unmet)
 		f.Cause, f.Next = "the build's output was used instead of the signed file, or the signature was removed", "sign the image: firmseal sign"
 		r.add(f)
 		return
 	}
 	if valid && unmet >= 0 {
 		a := r.keys[unmet]
+		for j, m := range marks {
+			if !res[j].by[unmet] || a.takes(m) {
+				continue
+			}
+			f.Stage, f.Code, f.Range = image.StageKeyID, problem.TrustAnchorMissing, r.at(m.node)
+			f.What = fmt.Sprintf("the device has the key %s for another scheme than %s uses", a.label(), m.name)
+			f.Expected, f.Actual = a.algo, m.algo
+			f.Device = append([]string{m.shown() + "-  error!"}, r.complaint("Verification failed", conf, unmet)...)
+			f.Cause, f.Next = "the algo of the key node in the control device tree must be that of the signature", "sign with the scheme of the key node, or export the trust again for this scheme"
+			r.add(f)
+			return
+		}
 		f.Stage, f.Code = image.StagePolicy, problem.SigMissing
 		f.What = fmt.Sprintf("%s has no signature by %s, and the target demands one by each of its required keys", cname, a.label())
 		f.Expected, f.Actual = "required-mode any, or signatures by all required keys", "required-mode all"
-		f.Device = r.complaint("Verification failed", conf)
+		f.Device = r.complaint("Verification failed", conf, unmet)
 		f.Cause, f.Next = "two keys with required and no required-mode reject every image with a single signature",
 			"set required-mode = \"any\" in the control device tree, or sign with all keys"
 		r.add(f)
@@ -884,23 +919,23 @@ func (r *verifier) explain(conf int, marks []mark, res []result, unmet int, vali
 	}
 	m, s := marks[best], res[best]
 	f.Range = r.at(m.node)
-	f.Device = append([]string{m.shown() + "-  error!"}, r.complaint("Verification failed", conf)...)
+	f.Device = append([]string{m.shown() + "-  error!"}, r.complaint("Verification failed", conf, unmet)...)
 	switch {
 	case len(s.runs) > 0 && s.old < 0:
 		return // right for the device; why it is not valid was said (weak hash, uncovered names)
 	case m.unusual == "Unknown signature algorithm":
 		f.Code, f.What = problem.AlgUnsupported, fmt.Sprintf("%s of %s has an algorithm that U-Boot does not know", m.name, cname)
 		f.Actual = m.algo
-		f.Device = append([]string{m.shown() + "-  error!"}, r.complaint(m.unusual, conf)...)
+		f.Device = append([]string{m.shown() + "-  error!"}, r.complaint(m.unusual, conf, unmet)...)
 		f.Cause, f.Next = "the algo or padding property was changed or written by another tool", "sign again"
 	case m.unusual == "Can't get hash value property":
 		f.Code, f.What = problem.SigMissing, fmt.Sprintf("%s of %s is an empty place for a signature", m.name, cname)
-		f.Device = append([]string{m.shown() + "-  error!"}, r.complaint(m.unusual, conf)...)
+		f.Device = append([]string{m.shown() + "-  error!"}, r.complaint(m.unusual, conf, unmet)...)
 		f.Cause, f.Next = "the FIT was built from a source with a signature node, and never signed", "sign the image: firmseal sign"
 	case m.unusual != "":
 		f.Code, f.What = problem.SigEncoding, fmt.Sprintf("%s of %s cannot be read", m.name, cname)
 		f.Actual = m.unusual
-		f.Device = r.complaint(m.unusual, conf)
+		f.Device = r.complaint(m.unusual, conf, unmet)
 		f.Cause, f.Next = "the signature node was damaged", "sign again"
 	case s.old >= 0:
 		f.Stage, f.Code = image.StageCoverage, problem.SigCoverage

@@ -41,7 +41,12 @@ func Find(t testing.TB) *Board {
 		qemu: peertest.Tool(t, "qemu-system-aarch64"),
 		bios: peertest.File(t, "/usr/lib/u-boot/qemu_arm64/u-boot.bin"),
 	}
-	dtb := filepath.Join(t.TempDir(), "virt.dtb")
+	dir, err := os.MkdirTemp("", "uboottest")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	dtb := filepath.Join(dir, "virt.dtb")
 	ctx, cancel := context.WithTimeout(t.Context(), deadline)
 	defer cancel()
 	out, err := exec.CommandContext(ctx, b.qemu, "-M", "virt,dumpdtb="+dtb, "-cpu", "cortex-a53", "-m", "512", "-display", "none", "-nic", "none").CombinedOutput()
@@ -58,7 +63,12 @@ func Find(t testing.TB) *Board {
 // returns what U-Boot, and whatever it started, said after it.
 func (b *Board) Run(t testing.TB, control, fit []byte, command string) string {
 	t.Helper()
-	dir := t.TempDir()
+	// Not t.TempDir: a test's name may have commas, which QEMU takes for options.
+	dir, err := os.MkdirTemp("", "uboottest")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
 	for name, data := range map[string][]byte{"control.dtb": control, "image.fit": fit} {
 		if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
 			t.Fatal(err)
