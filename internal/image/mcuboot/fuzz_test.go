@@ -154,7 +154,7 @@ func FuzzPlan(f *testing.F) {
 			p.Options = image.Options(`{"sha":"512"}`)
 		}
 		for _, keys := range []string{"match", "hw-key"} {
-			m := map[string]any{"keys": keys}
+			m := map[string]any{"keys": keys, "non-bootable": true}
 			if size.SHA == "512" {
 				m["sha"] = "512"
 			}

@@ -119,7 +119,7 @@ func TestPeerImgtoolBothWays(t *testing.T) {
 					"custom-tlv":   []any{map[string]any{"type": "0xa0", "value": "0x010203"}, map[string]any{"type": "0x1a5", "value": "text"}},
 					"vid":          "12345678-1234-5678-1234-567812345678", "cid": "00112233445566778899aabbccddeeff",
 				},
-				payload(777), `{"keys":"hw-key"}`,
+				payload(777), `{"keys":"hw-key","non-bootable":true}`,
 			},
 			{
 				"overwrite-only, RAM",

@@ -48,12 +48,18 @@ func (Format) ExportTrust(pub []image.PublicMaterial, o image.Options) ([]image.
 		c := cName(sch)
 		sum := sha256.Sum256(der)
 		out = append(out,
-			image.Artifact{Name: name + ".pub.c", MediaType: "text/x-c", Data: cArray(c+"_pub_key"+suffix, der),
-				Note: "compile it into MCUboot and list it in bootutil_keys[], in place of the build's own key"},
-			image.Artifact{Name: name + ".pubhash.c", MediaType: "text/x-c", Data: cArray(c+"_pub_key_hash"+suffix, sum[:]),
-				Note: "SHA-256 of the key for MCUBOOT_HW_KEY: what boot_retrieve_public_key_hash gives; sign with public-key-format full"},
-			image.Artifact{Name: name + ".der", MediaType: "application/octet-stream", Data: der,
-				Note: "the key's bytes as MCUboot hashes them"})
+			image.Artifact{
+				Name: name + ".pub.c", MediaType: "text/x-c", Data: cArray(c+"_pub_key"+suffix, der),
+				Note: "compile it into MCUboot and list it in bootutil_keys[], in place of the build's own key",
+			},
+			image.Artifact{
+				Name: name + ".pubhash.c", MediaType: "text/x-c", Data: cArray(c+"_pub_key_hash"+suffix, sum[:]),
+				Note: "SHA-256 of the key for MCUBOOT_HW_KEY: what boot_retrieve_public_key_hash gives; sign with public-key-format full",
+			},
+			image.Artifact{
+				Name: name + ".der", MediaType: "application/octet-stream", Data: der,
+				Note: "the key's bytes as MCUboot hashes them",
+			})
 	}
 	return out, nil
 }

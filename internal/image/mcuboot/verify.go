@@ -89,9 +89,10 @@ func (j *judge) refuse(f image.Finding, own ...string) {
 func (j *judge) device(ctx context.Context, src image.Source) (bool, error) {
 	s, err := readHeader(src)
 	if errors.Is(err, errShort) {
-		j.refuse(image.Finding{Stage: image.StageContainer, Code: problem.ImageTruncated, What: "the image is shorter than a header",
-			Range: &image.Range{Len: src.Size()}, Expected: fmt.Sprintf("at least %d bytes", headerLen), Actual: fmt.Sprintf("%d bytes", src.Size()), Next: "upload the whole image"},
-			"Image not bootable")
+		j.refuse(image.Finding{
+			Stage: image.StageContainer, Code: problem.ImageTruncated, What: "the image is shorter than a header",
+			Range: &image.Range{Len: src.Size()}, Expected: fmt.Sprintf("at least %d bytes", headerLen), Actual: fmt.Sprintf("%d bytes", src.Size()), Next: "upload the whole image",
+		})
 		return false, nil
 	} else if err != nil {
 		return false, err
@@ -100,15 +101,18 @@ func (j *judge) device(ctx context.Context, src image.Source) (bool, error) {
 	if !j.header(src) {
 		return false, nil
 	}
+	fits := j.fits()
 	fault, err := s.findAreas(src)
 	if err != nil {
 		return false, err
 	}
 	if fault != nil {
-		f := image.Finding{Stage: image.StageContainer, Code: problem.ImageMalformed, What: fault.what, Range: &image.Range{Off: fault.off, Len: 2},
+		f := image.Finding{
+			Stage: image.StageContainer, Code: problem.ImageMalformed, What: fault.what, Range: &image.Range{Off: fault.off, Len: 2},
 			Expected: fault.expected, Actual: fault.actual,
 			Cause: "the image is not signed, its sizes were changed, or it was built with another header size",
-			Next:  "sign the build's binary, and compare header-size with CONFIG_ROM_START_OFFSET"}
+			Next:  "sign the build's binary, and compare header-size with CONFIG_ROM_START_OFFSET",
+		}
 		if fault.short {
 			f.Code, f.Cause, f.Next = problem.ImageTruncated, "the file was cut, or a length in the header lies", "transfer the image again"
 		}
@@ -117,9 +121,11 @@ func (j *judge) device(ctx context.Context, src image.Source) (bool, error) {
 	}
 	err = s.walk(src)
 	if errors.Is(err, errShort) {
-		j.refuse(image.Finding{Stage: image.StageContainer, Code: problem.ImageTruncated, What: "the image ends within its TLVs",
+		j.refuse(image.Finding{
+			Stage: image.StageContainer, Code: problem.ImageTruncated, What: "the image ends within its TLVs",
 			Range:    &image.Range{Off: s.plainOff, Len: s.end - s.plainOff},
-			Expected: fmt.Sprintf("%d bytes", s.end), Actual: fmt.Sprintf("%d bytes", s.size), Cause: "the file was cut, or a length lies", Next: "transfer the image again"})
+			Expected: fmt.Sprintf("%d bytes", s.end), Actual: fmt.Sprintf("%d bytes", s.size), Cause: "the file was cut, or a length lies", Next: "transfer the image again",
+		})
 		return false, nil
 	} else if err != nil {
 		return false, err
@@ -135,7 +141,7 @@ func (j *judge) device(ctx context.Context, src image.Source) (bool, error) {
 		}
 		return false, err
 	}
-	return j.validate(), nil
+	return j.validate() && fits, nil
 }
 
 // tail looks at what follows the TLVs, which the device does not read as part
@@ -148,8 +154,10 @@ func (j *judge) tail(src image.Source) (bool, error) {
 	}
 	b, err := readAt(src, s.size-min(n, 16), int(min(n, 16)))
 	if errors.Is(err, errShort) {
-		j.refuse(image.Finding{Stage: image.StageContainer, Code: problem.ImageTruncated, What: "the image ends before the size that was announced",
-			Range: &image.Range{Off: s.end, Len: n}, Expected: fmt.Sprintf("%d bytes", s.size), Actual: "fewer", Cause: "the file was cut", Next: "transfer the image again"})
+		j.refuse(image.Finding{
+			Stage: image.StageContainer, Code: problem.ImageTruncated, What: "the image ends before the size that was announced",
+			Range: &image.Range{Off: s.end, Len: n}, Expected: fmt.Sprintf("%d bytes", s.size), Actual: "fewer", Cause: "the file was cut", Next: "transfer the image again",
+		})
 		return false, nil
 	} else if err != nil {
 		return false, err
@@ -158,8 +166,10 @@ func (j *judge) tail(src image.Source) (bool, error) {
 		j.ok(image.StageContainer, &image.Range{Off: s.end, Len: n}, "the rest of the slot ends with the boot magic")
 		return true, nil
 	}
-	j.add(image.Finding{Stage: image.StageCoverage, Severity: image.Warn, Code: problem.SigCoverage, What: "there are bytes after the image that are no slot trailer",
-		Range: &image.Range{Off: s.end, Len: n}, Actual: fmt.Sprintf("%d bytes", n), Cause: "no signature covers them; the device does not run them", Next: "upload the signed image alone"})
+	j.add(image.Finding{
+		Stage: image.StageCoverage, Severity: image.Warn, Code: problem.SigCoverage, What: "there are bytes after the image that are no slot trailer",
+		Range: &image.Range{Off: s.end, Len: n}, Actual: fmt.Sprintf("%d bytes", n), Cause: "no signature covers them; the device does not run them", Next: "upload the signed image alone",
+	})
 	return true, nil
 }
 
@@ -179,13 +189,15 @@ func (j *judge) wanted() map[uint16]bool {
 	return want
 }
 
-// header is boot_check_header_valid.
+// header is boot_check_header_valid, up to the sizes that the target decides.
 func (j *judge) header(src image.Source) bool {
 	s := j.s
 	if s.magic != magic {
-		f := image.Finding{Stage: image.StageContainer, Code: problem.ImageMalformed, What: "the image has no MCUboot header",
+		f := image.Finding{
+			Stage: image.StageContainer, Code: problem.ImageMalformed, What: "the image has no MCUboot header",
 			Range: &image.Range{Off: 0, Len: 4}, Expected: fmt.Sprintf("%#08x", uint32(magic)), Actual: fmt.Sprintf("%#08x", s.magic),
-			Cause: "these are other bytes than a signed image", Next: "sign the image, and upload the signed file"}
+			Cause: "these are other bytes than a signed image", Next: "sign the image, and upload the signed file",
+		}
 		switch s.magic {
 		case magicNone:
 			f.Cause = "this is erased flash, or a file filled with 0xff"
@@ -199,22 +211,20 @@ func (j *judge) header(src image.Source) bool {
 		if s.magic&0xff == ':' {
 			f.Cause, f.Next = "this may be an Intel HEX file", "upload the .bin of the build"
 		}
-		j.refuse(f, fmt.Sprintf("Bad image magic 0x%x", s.magic), "Image not bootable")
+		j.refuse(f, fmt.Sprintf("Bad image magic 0x%x", s.magic))
 		return false
 	}
 	if s.hdrSize < headerLen {
-		j.add(image.Finding{Stage: image.StageContainer, Severity: image.Warn, Code: problem.ImageMalformed, What: "the header says that it is shorter than its fields",
-			Range: &image.Range{Off: 8, Len: 2}, Expected: fmt.Sprintf("at least %d", headerLen), Actual: fmt.Sprint(s.hdrSize), Cause: "the device does not look at this", Next: "build the image again"})
+		j.add(image.Finding{
+			Stage: image.StageContainer, Severity: image.Warn, Code: problem.ImageMalformed, What: "the header says that it is shorter than its fields",
+			Range: &image.Range{Off: 8, Len: 2}, Expected: fmt.Sprintf("at least %d", headerLen), Actual: fmt.Sprint(s.hdrSize), Cause: "the device does not look at this", Next: "build the image again",
+		})
 	}
 	if s.hashEnd() > maxSize {
-		j.refuse(image.Finding{Stage: image.StageContainer, Code: problem.ImageMalformed, What: "the sizes in the header do not add up in 32 bits",
-			Range: &image.Range{Off: 8, Len: 8}, Actual: fmt.Sprint(s.hashEnd()), Expected: fmt.Sprintf("at most %d", uint32(maxSize)), Cause: "a length lies", Next: "build the image again"})
-		return false
-	}
-	if j.tg.slotSize > 0 && uint64(s.hashEnd()) >= j.tg.slotSize {
-		j.refuse(image.Finding{Stage: image.StageContainer, Code: problem.ImageNoRoom, What: "the image does not fit the target's slot",
-			Range: &image.Range{Off: 12, Len: 4}, Expected: fmt.Sprintf("less than %d bytes", j.tg.slotSize), Actual: fmt.Sprintf("%d bytes", s.hashEnd()), Cause: "the image grew, or it is for another board", Next: "make the image smaller, or the slot larger"},
-			fmt.Sprintf("Image size bigger than designated area: %d > %d", s.hashEnd(), j.tg.slotSize))
+		j.refuse(image.Finding{
+			Stage: image.StageContainer, Code: problem.ImageMalformed, What: "the sizes in the header do not add up in 32 bits",
+			Range: &image.Range{Off: 8, Len: 8}, Actual: fmt.Sprint(s.hashEnd()), Expected: fmt.Sprintf("at most %d", uint32(maxSize)), Cause: "a length lies", Next: "build the image again",
+		})
 		return false
 	}
 	if s.flags&flagsEncrypted != 0 || s.flags&flagsCompressed != 0 {
@@ -222,26 +232,53 @@ func (j *judge) header(src image.Source) bool {
 		if s.flags&flagsEncrypted == 0 {
 			kind, option = "compressed", "MCUBOOT_DECOMPRESS_IMAGES"
 		}
-		j.refuse(image.Finding{Stage: image.StageTarget, Code: problem.TargetCapability, What: "the image is " + kind,
+		j.refuse(image.Finding{
+			Stage: image.StageTarget, Code: problem.TargetCapability, What: "the image is " + kind,
 			Range: &image.Range{Off: 16, Len: 4}, Expected: "a plain image", Actual: fmt.Sprintf("flags %#x", s.flags),
-			Cause: "a bootloader without " + option + " refuses it, and its signature is over bytes that are not here", Next: "verify the plain image"})
-		return false
-	}
-	if s.flags&flagNonBootable != 0 {
-		j.add(image.Finding{Stage: image.StageTarget, Severity: image.Warn, Code: problem.TargetCapability, What: "the image is marked as not bootable",
-			Range: &image.Range{Off: 16, Len: 4}, Cause: "it belongs to another image; the device verifies it and does not start it", Next: "leave non-bootable out if it is the application"})
-	}
-	if j.tg.slotAddr != 0 && s.flags&flagROMFixed != 0 && uint64(s.loadAddr) != j.tg.slotAddr {
-		j.refuse(image.Finding{Stage: image.StageTarget, Code: problem.TargetCapability, What: "the image is built for another flash address",
-			Range: &image.Range{Off: 4, Len: 4}, Expected: fmt.Sprintf("%#x", j.tg.slotAddr), Actual: fmt.Sprintf("%#x", s.loadAddr), Cause: "it is the build for the other slot", Next: "sign the build for this slot"},
-			fmt.Sprintf("Image in primary slot at 0x%x has been built for offset 0x%x", j.tg.slotAddr, s.loadAddr))
+			Cause: "a bootloader without " + option + " refuses it, and its signature is over bytes that are not here", Next: "verify the plain image",
+		})
 		return false
 	}
 	if b, err := readAt(src, int64(s.hdrSize), 4); err == nil && s.imgSize >= 4 && u32(b) == magic {
-		j.add(image.Finding{Stage: image.StageContainer, Severity: image.Warn, Code: problem.ImageAlreadySigned, What: "there is a second MCUboot header where the payload begins",
-			Range: &image.Range{Off: int64(s.hdrSize), Len: headerLen}, Cause: "the image was signed twice: the device accepts it and jumps into the inner header", Next: "sign the build's raw binary once"})
+		j.add(image.Finding{
+			Stage: image.StageContainer, Severity: image.Warn, Code: problem.ImageAlreadySigned, What: "there is a second MCUboot header where the payload begins",
+			Range: &image.Range{Off: int64(s.hdrSize), Len: headerLen}, Cause: "the image was signed twice: the device accepts it and jumps into the inner header", Next: "sign the build's raw binary once",
+		})
 	}
 	return true
+}
+
+// fits checks what depends on this target and leaves the bytes readable: the
+// signature is judged even where the device has stopped here.
+func (j *judge) fits() bool {
+	s := j.s
+	fits := true
+	if j.tg.slotSize > 0 && uint64(s.hashEnd()) >= j.tg.slotSize {
+		j.refuse(image.Finding{
+			Stage: image.StageContainer, Code: problem.ImageNoRoom, What: "the image does not fit the target's slot",
+			Range: &image.Range{Off: 12, Len: 4}, Expected: fmt.Sprintf("less than %d bytes", j.tg.slotSize), Actual: fmt.Sprintf("%d bytes", s.hashEnd()), Cause: "the image grew, or it is for another board", Next: "make the image smaller, or the slot larger",
+		},
+			fmt.Sprintf("Image size bigger than designated area: %d > %d", s.hashEnd(), j.tg.slotSize))
+		fits = false
+	}
+	if s.flags&flagNonBootable != 0 && !j.tg.nonBootable {
+		j.refuse(image.Finding{
+			Stage: image.StageTarget, Code: problem.TargetCapability, What: "the image is marked as not bootable",
+			Range: &image.Range{Off: 16, Len: 4}, Expected: "a bootable image", Actual: fmt.Sprintf("flags %#x", s.flags),
+			Cause: "it belongs to another image; the device does not start it", Next: "leave non-bootable out of the signing options, or set non-bootable for this target",
+		},
+			"Image not bootable")
+		fits = false
+	}
+	if j.tg.slotAddr != 0 && s.flags&flagROMFixed != 0 && uint64(s.loadAddr) != j.tg.slotAddr {
+		j.refuse(image.Finding{
+			Stage: image.StageTarget, Code: problem.TargetCapability, What: "the image is built for another flash address",
+			Range: &image.Range{Off: 4, Len: 4}, Expected: fmt.Sprintf("%#x", j.tg.slotAddr), Actual: fmt.Sprintf("%#x", s.loadAddr), Cause: "it is the build for the other slot", Next: "sign the build for this slot",
+		},
+			fmt.Sprintf("Image in primary slot at 0x%x has been built for offset 0x%x", j.tg.slotAddr, s.loadAddr))
+		fits = false
+	}
+	return fits
 }
 
 // unprotectedAllowed is allowed_unprot_tlvs of image_validate.c, without SIG_PURE.
@@ -259,16 +296,20 @@ func unprotectedAllowed(t uint16) bool {
 func (j *judge) validate() bool {
 	s, tg := j.s, j.tg
 	if tg.maxSize > 0 && uint64(s.end) > tg.maxSize {
-		j.refuse(image.Finding{Stage: image.StageContainer, Code: problem.ImageNoRoom, What: "the image leaves no room for the slot's trailer",
+		j.refuse(image.Finding{
+			Stage: image.StageContainer, Code: problem.ImageNoRoom, What: "the image leaves no room for the slot's trailer",
 			Range: &image.Range{Off: s.plainOff, Len: s.end - s.plainOff}, Expected: fmt.Sprintf("at most %d bytes", tg.maxSize), Actual: fmt.Sprintf("%d bytes", s.end),
-			Cause: "the bootloader keeps its swap state at the end of the slot", Next: "make the image smaller, or the slot larger"},
-			fmt.Sprintf("Image size bigger than designated area: %d > %d", s.end, tg.maxSize))
+			Cause: "the bootloader keeps its swap state at the end of the slot", Next: "make the image smaller, or the slot larger",
+		},
+			"bootutil_img_validate: TLV beyond image size")
 		return false
 	}
 	if !tg.none && len(tg.anchors) == 0 {
-		j.refuse(image.Finding{Stage: image.StageKeyID, Code: problem.TrustAnchorMissing, What: "the target has no key that could have signed the image",
+		j.refuse(image.Finding{
+			Stage: image.StageKeyID, Code: problem.TrustAnchorMissing, What: "the target has no key that could have signed the image",
 			Range:    &image.Range{Off: s.plainOff, Len: s.end - s.plainOff},
-			Expected: "a " + tg.scheme.Name + " key", Actual: fmt.Sprintf("%d keys of other types", len(tg.all)), Cause: "the bootloader has no key, or keys of another type than it is built for", Next: "put the key's C array into the bootloader"})
+			Expected: "a " + tg.scheme.Name + " key", Actual: fmt.Sprintf("%d keys of other types", len(tg.all)), Cause: "the bootloader has no key, or keys of another type than it is built for", Next: "put the key's C array into the bootloader",
+		})
 		return false
 	}
 	key := -1
@@ -279,9 +320,11 @@ func (j *judge) validate() bool {
 	for i := range s.entries {
 		e := &s.entries[i]
 		if tg.allowList && !e.protected && !unprotectedAllowed(e.typ) {
-			j.refuse(image.Finding{Stage: image.StageCoverage, Code: problem.SigCoverage, What: fmt.Sprintf("the unprotected TLV %#04x is not on the bootloader's list", e.typ),
+			j.refuse(image.Finding{
+				Stage: image.StageCoverage, Code: problem.SigCoverage, What: fmt.Sprintf("the unprotected TLV %#04x is not on the bootloader's list", e.typ),
 				Range: e.span(), Expected: "hash, key, signature and encryption TLVs only", Actual: typeText(e.typ),
-				Cause: "no signature covers it; MCUBOOT_USE_TLV_ALLOW_LIST refuses it", Next: "put it among the protected TLVs, or set allow-list: false if the bootloader has no list"},
+				Cause: "no signature covers it; MCUBOOT_USE_TLV_ALLOW_LIST refuses it", Next: "put it among the protected TLVs, or set allow-list: false if the bootloader has no list",
+			},
 				fmt.Sprintf("bootutil_img_validate: TLV %d not permitted", e.typ))
 			return false
 		}
@@ -296,8 +339,10 @@ func (j *judge) validate() bool {
 			hashRight = true
 		case !tg.none && e.typ == tg.keyTLV():
 			if len(e.val) > tg.keyBuffer() {
-				j.refuse(image.Finding{Stage: image.StageKeyID, Code: problem.ImageMalformed, What: "the key TLV is too long for this bootloader",
-					Range: e.span(), Expected: fmt.Sprintf("at most %d bytes", tg.keyBuffer()), Actual: fmt.Sprintf("%d bytes", len(e.val)), Cause: "the image was signed for another type of signature", Next: "sign with a " + tg.scheme.Name + " key"})
+				j.refuse(image.Finding{
+					Stage: image.StageKeyID, Code: problem.ImageMalformed, What: "the key TLV is too long for this bootloader",
+					Range: e.span(), Expected: fmt.Sprintf("at most %d bytes", tg.keyBuffer()), Actual: fmt.Sprintf("%d bytes", len(e.val)), Cause: "the image was signed for another type of signature", Next: "sign with a " + tg.scheme.Name + " key",
+				})
 				return false
 			}
 			key, keyEntry = tg.findKey(e.val), e
@@ -328,20 +373,26 @@ func (j *judge) validate() bool {
 		}
 	}
 	if bad := s.badEntry; bad != nil {
-		j.refuse(image.Finding{Stage: image.StageContainer, Code: problem.ImageMalformed, What: "a TLV reaches over the end of its area",
-			Range: &image.Range{Off: bad.off, Len: tlvHeadLen}, Actual: fmt.Sprintf("%d bytes", bad.says), Expected: "a length within the area", Cause: "a length lies", Next: "transfer the image again, or sign it again"})
+		j.refuse(image.Finding{
+			Stage: image.StageContainer, Code: problem.ImageMalformed, What: "a TLV reaches over the end of its area",
+			Range: &image.Range{Off: bad.off, Len: tlvHeadLen}, Actual: fmt.Sprintf("%d bytes", bad.says), Expected: "a length within the area", Cause: "a length lies", Next: "transfer the image again, or sign it again",
+		})
 		return false
 	}
 	if !hashRight {
-		j.refuse(image.Finding{Stage: image.StageIntegrity, Code: problem.ImageMalformed, What: "the image has no hash that this bootloader looks at",
+		j.refuse(image.Finding{
+			Stage: image.StageIntegrity, Code: problem.ImageMalformed, What: "the image has no hash that this bootloader looks at",
 			Range: &image.Range{Off: s.plainOff, Len: s.end - s.plainOff}, Expected: "a TLV " + typeText(tg.hash), Actual: j.typesSeen(),
-			Cause: hashCause(pure), Next: "sign with a " + tg.scheme.Name + " key"})
+			Cause: hashCause(pure), Next: "sign with a " + tg.scheme.Name + " key",
+		})
 		return false
 	}
 	if tg.none {
-		j.add(image.Finding{Stage: image.StageSignature, Severity: image.Fatal, Code: problem.TrustNotEnforced, What: "the bootloader is built without a signature type",
+		j.add(image.Finding{
+			Stage: image.StageSignature, Severity: image.Fatal, Code: problem.TrustNotEnforced, What: "the bootloader is built without a signature type",
 			Range: &image.Range{Len: s.end},
-			Cause: "it checks the hash, which anybody can compute, and boots", Next: "build MCUboot with a signature type and a key of your own"})
+			Cause: "it checks the hash, which anybody can compute, and boots", Next: "build MCUboot with a signature type and a key of your own",
+		})
 		return true
 	}
 	if signed {
@@ -356,9 +407,11 @@ func (j *judge) validate() bool {
 		return false
 	}
 	if tg.rollback && !counted {
-		j.refuse(image.Finding{Stage: image.StagePolicy, Code: problem.RollbackCounterMissing, What: "the image has no security counter",
+		j.refuse(image.Finding{
+			Stage: image.StagePolicy, Code: problem.RollbackCounterMissing, What: "the image has no security counter",
 			Range:    &image.Range{Off: s.protOff, Len: s.end - s.protOff},
-			Expected: fmt.Sprintf("a protected TLV SEC_CNT of at least %d", tg.stored), Actual: j.typesSeen(), Cause: "it was signed without security-counter", Next: "sign with security-counter, or auto"})
+			Expected: fmt.Sprintf("a protected TLV SEC_CNT of at least %d", tg.stored), Actual: j.typesSeen(), Cause: "it was signed without security-counter", Next: "sign with security-counter, or auto",
+		})
 		return false
 	}
 	return true
@@ -377,9 +430,11 @@ func (j *judge) hashEntry(e *entry) bool {
 		j.ok(image.StageIntegrity, e.span(), "the hash is that of header, payload and protected TLVs")
 		return true
 	}
-	f := image.Finding{Stage: image.StageIntegrity, Code: firmseal.CodeImageMismatch, What: "the hash in the image is not that of its bytes",
+	f := image.Finding{
+		Stage: image.StageIntegrity, Code: firmseal.CodeImageMismatch, What: "the hash in the image is not that of its bytes",
 		Range: &image.Range{Off: 0, Len: j.s.hashEnd()}, Expected: fmt.Sprintf("%x", e.val), Actual: fmt.Sprintf("%x", want),
-		Cause: "header, payload or protected TLVs were changed after signing, or the transfer damaged them", Next: "transfer the image again, or sign it again"}
+		Cause: "header, payload or protected TLVs were changed after signing, or the transfer damaged them", Next: "transfer the image again, or sign it again",
+	}
 	if len(e.val) != len(want) {
 		f.Code, f.Range, f.What = problem.ImageMalformed, e.span(), "the hash TLV has a wrong length"
 		f.Expected, f.Actual = fmt.Sprintf("%d bytes", len(want)), fmt.Sprintf("%d bytes", len(e.val))
@@ -395,8 +450,10 @@ func (j *judge) signature(e, keyEntry *entry, key int) (right, end bool) {
 	a := tg.anchors[key]
 	n := len(e.val)
 	if n > tg.sigBuffer() || tg.scheme.SigTLV != tlvECDSA && n != tg.scheme.MaxSig || tg.oldECDSA && tg.scheme.SigTLV == tlvECDSA && n < 72 {
-		f := image.Finding{Stage: image.StageSignature, Code: problem.SigEncoding, What: "the signature has a length that this bootloader refuses",
-			Range: e.span(), Expected: fmt.Sprintf("%d bytes", tg.scheme.MaxSig), Actual: fmt.Sprintf("%d bytes", n), Cause: "it is of another key size, or was cut", Next: "sign the image again"}
+		f := image.Finding{
+			Stage: image.StageSignature, Code: problem.SigEncoding, What: "the signature has a length that this bootloader refuses",
+			Range: e.span(), Expected: fmt.Sprintf("%d bytes", tg.scheme.MaxSig), Actual: fmt.Sprintf("%d bytes", n), Cause: "it is of another key size, or was cut", Next: "sign the image again",
+		}
 		if tg.oldECDSA {
 			f.Expected, f.Cause, f.Next = "at least 72 bytes", "MCUboot before 1.5 wants the signature padded", "sign with pad-sig"
 		}
@@ -406,23 +463,27 @@ func (j *judge) signature(e, keyEntry *entry, key int) (right, end bool) {
 	err := verifySignature(a, j.h[tg.hash], e.val)
 	j.info(e, keyEntry, a.id, err)
 	if err != nil {
-		j.add(image.Finding{Stage: image.StageSignature, Severity: image.Fatal, Code: problem.Of(err).Code, What: "the signature is not by the key that the image names",
+		j.add(image.Finding{
+			Stage: image.StageSignature, Severity: image.Fatal, Code: problem.Of(err).Code, What: "the signature is not by the key that the image names",
 			Range: e.span(), Expected: fmt.Sprintf("a %s signature by %s over %x", tg.scheme.Name, a.label(), j.h[tg.hash]), Actual: short(e.val),
 			Device: append(deviceWords(tg.scheme.Key), saysInvalid, saysNothing),
-			Cause:  signatureCause(tg.scheme.Key), Next: "sign the image again with the key " + a.label()})
+			Cause:  signatureCause(tg.scheme.Key), Next: "sign the image again with the key " + a.label(),
+		})
 		return false, false
 	}
 	j.ok(image.StageSignature, e.span(), "signed by %s with %s", a.label(), tg.scheme.Name)
 	if tg.scheme.SigTLV == tlvECDSA && n > 0 && e.val[n-1] == 0 && int(e.val[1])+2 == n {
-		j.add(image.Finding{Stage: image.StageTarget, Severity: image.Warn, Code: problem.TargetCapability, What: "the signature ends in a zero byte",
-			Range: e.span(), Cause: "builds with CY_MBEDTLS_HW_ACCELERATION cut zeros off as padding and then refuse it", Next: "for such a target, sign the image again"})
+		j.add(image.Finding{
+			Stage: image.StageTarget, Severity: image.Warn, Code: problem.TargetCapability, What: "the signature ends in a zero byte",
+			Range: e.span(), Cause: "builds with CY_MBEDTLS_HW_ACCELERATION cut zeros off as padding and then refuse it", Next: "for such a target, sign the image again",
+		})
 	}
 	return true, false
 }
 
 func deviceWords(k alg.KeyType) []string {
 	if k == alg.Ed25519 {
-		return []string{"ED25519 signature verification failed -1"}
+		return []string{"ED25519 signature verification failed -149"} // of PSA builds: PSA_ERROR_INVALID_SIGNATURE
 	}
 	return nil
 }
@@ -456,21 +517,27 @@ func verifySignature(a anchor, digest, sig []byte) error {
 // counter is the case of IMAGE_TLV_SEC_CNT.
 func (j *judge) counter(e *entry) bool {
 	if len(e.val) != 4 {
-		j.refuse(image.Finding{Stage: image.StagePolicy, Code: problem.ImageMalformed, What: "the security counter has a wrong length",
-			Range: e.span(), Expected: "4 bytes", Actual: fmt.Sprintf("%d bytes", len(e.val)), Cause: "another tool wrote it", Next: "sign the image again"})
+		j.refuse(image.Finding{
+			Stage: image.StagePolicy, Code: problem.ImageMalformed, What: "the security counter has a wrong length",
+			Range: e.span(), Expected: "4 bytes", Actual: fmt.Sprintf("%d bytes", len(e.val)), Cause: "another tool wrote it", Next: "sign the image again",
+		})
 		return false
 	}
 	c := u32(e.val)
 	if !e.protected {
 		// The device does not ask in which area it found the counter.
 		j.outside = true
-		j.add(image.Finding{Stage: image.StageCoverage, Severity: image.Fatal, Code: problem.SigCoverage, What: "the security counter is outside the signature",
+		j.add(image.Finding{
+			Stage: image.StageCoverage, Severity: image.Fatal, Code: problem.SigCoverage, What: "the security counter is outside the signature",
 			Range: e.span(), Actual: "in the unprotected area", Expected: "in the protected area",
-			Cause: "a bootloader without an allow-list takes it from there: anybody can raise it", Next: "sign with security-counter, and build MCUboot with MCUBOOT_USE_TLV_ALLOW_LIST"})
+			Cause: "a bootloader without an allow-list takes it from there: anybody can raise it", Next: "sign with security-counter, and build MCUboot with MCUBOOT_USE_TLV_ALLOW_LIST",
+		})
 	}
 	if uint64(c) < j.tg.stored {
-		j.refuse(image.Finding{Stage: image.StagePolicy, Code: firmseal.CodeRollback, What: "the image's security counter is below the target's",
-			Range: e.span(), Expected: fmt.Sprintf("at least %d", j.tg.stored), Actual: fmt.Sprint(c), Cause: "the target has run a release with a higher counter", Next: "release with a security counter of at least " + fmt.Sprint(j.tg.stored)},
+		j.refuse(image.Finding{
+			Stage: image.StagePolicy, Code: firmseal.CodeRollback, What: "the image's security counter is below the target's",
+			Range: e.span(), Expected: fmt.Sprintf("at least %d", j.tg.stored), Actual: fmt.Sprint(c), Cause: "the target has run a release with a higher counter", Next: "release with a security counter of at least " + fmt.Sprint(j.tg.stored),
+		},
 			fmt.Sprintf("Image security counter value %d lower than monotonic value %d", c, j.tg.stored))
 		return false
 	}

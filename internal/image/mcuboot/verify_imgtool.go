@@ -54,9 +54,11 @@ func (j *judge) imgtool(ctx context.Context, src image.Source) error {
 		j.ok(image.StageTarget, nil, "imgtool verify decides like the device: %s", words)
 		return nil
 	}
-	j.add(image.Finding{Stage: image.StageTarget, Severity: image.Warn, Code: problem.TargetCapability, What: "imgtool verify and the device disagree about this image",
+	j.add(image.Finding{
+		Stage: image.StageTarget, Severity: image.Warn, Code: problem.TargetCapability, What: "imgtool verify and the device disagree about this image",
 		Expected: map[bool]string{true: "the device accepts it", false: "the device refuses it"}[j.v.Accepted], Actual: "imgtool: " + words,
-		Cause: "imgtool reads TLV types in 8 bits, knows neither counters nor allow-lists, and does not compare key hashes", Next: "go by the device"})
+		Cause: "imgtool reads TLV types in 8 bits, knows neither counters nor allow-lists, and does not compare key hashes", Next: "go by the device",
+	})
 	return nil
 }
 

@@ -31,6 +31,8 @@ type profileOptions struct {
 	RollbackProtection *bool `json:"rollback-protection"` // MCUBOOT_HW_ROLLBACK_PROT; the default is on where the target's counter is known
 	AllowList          *bool `json:"allow-list"`          // MCUBOOT_USE_TLV_ALLOW_LIST; on by default
 
+	NonBootable bool `json:"non-bootable"` // the image is one that the device checks and does not start
+
 	SlotSize     bytesOption `json:"slot-size"`
 	MaxImageSize bytesOption `json:"max-image-size"` // the slot without its trailer
 	SlotAddress  bytesOption `json:"slot-address"`   // for images with a rom-fixed address
@@ -73,19 +75,20 @@ type anchor struct {
 
 // target is the verifier that decides: a profile joined with what it trusts.
 type target struct {
-	none      bool // no signature type compiled in
-	scheme    scheme
-	hash      uint16
-	keys      string
-	rollback  bool
-	stored    uint64
-	allowList bool
-	slotSize  uint64
-	maxSize   uint64
-	slotAddr  uint64
-	oldECDSA  bool     // before 1.5: ECDSA signatures of 72 bytes and more only
-	anchors   []anchor // of the compiled-in type, in the order of the trust
-	all       []anchor
+	none        bool // no signature type compiled in
+	scheme      scheme
+	hash        uint16
+	keys        string
+	rollback    bool
+	stored      uint64
+	allowList   bool
+	nonBootable bool
+	slotSize    uint64
+	maxSize     uint64
+	slotAddr    uint64
+	oldECDSA    bool     // before 1.5: ECDSA signatures of 72 bytes and more only
+	anchors     []anchor // of the compiled-in type, in the order of the trust
+	all         []anchor
 }
 
 func newTarget(t image.Trust, p image.Profile) (*target, error) {
@@ -97,7 +100,7 @@ func newTarget(t image.Trust, p image.Profile) (*target, error) {
 	if err := image.DecodeOptions(formatName, p.Options, &o); err != nil {
 		return nil, err
 	}
-	tg := &target{keys: o.Keys, allowList: true, slotSize: uint64(o.SlotSize), maxSize: uint64(o.MaxImageSize), slotAddr: uint64(o.SlotAddress)}
+	tg := &target{keys: o.Keys, allowList: true, nonBootable: o.NonBootable, slotSize: uint64(o.SlotSize), maxSize: uint64(o.MaxImageSize), slotAddr: uint64(o.SlotAddress)}
 	if o.AllowList != nil {
 		tg.allowList = *o.AllowList
 	}

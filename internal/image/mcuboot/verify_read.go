@@ -101,31 +101,41 @@ func (s *seen) findAreas(src image.Source) (*tlvFault, error) {
 	s.plainOff = s.protOff
 	info, err := readAt(src, s.protOff, infoLen)
 	if errors.Is(err, errShort) {
-		return &tlvFault{what: "the image ends before its TLVs", off: s.protOff, short: true,
-			expected: fmt.Sprintf("a TLV area at offset %d", s.protOff), actual: fmt.Sprintf("the file has %d bytes", s.size)}, nil
+		return &tlvFault{
+			what: "the image ends before its TLVs", off: s.protOff, short: true,
+			expected: fmt.Sprintf("a TLV area at offset %d", s.protOff), actual: fmt.Sprintf("the file has %d bytes", s.size),
+		}, nil
 	} else if err != nil {
 		return nil, err
 	}
 	if u16(info) == infoMagicProtected {
 		if u16(info[2:]) != s.protSize {
-			return &tlvFault{what: "header and protected TLV area disagree about its size", off: s.protOff + 2,
-				expected: fmt.Sprintf("%d bytes as in the header", s.protSize), actual: fmt.Sprintf("%d bytes", u16(info[2:]))}, nil
+			return &tlvFault{
+				what: "header and protected TLV area disagree about its size", off: s.protOff + 2,
+				expected: fmt.Sprintf("%d bytes as in the header", s.protSize), actual: fmt.Sprintf("%d bytes", u16(info[2:])),
+			}, nil
 		}
 		s.plainOff += int64(s.protSize)
 		info, err = readAt(src, s.plainOff, infoLen)
 		if errors.Is(err, errShort) {
-			return &tlvFault{what: "the image ends within its protected TLVs", off: s.plainOff, short: true,
-				expected: fmt.Sprintf("a TLV area at offset %d", s.plainOff), actual: fmt.Sprintf("the file has %d bytes", s.size)}, nil
+			return &tlvFault{
+				what: "the image ends within its protected TLVs", off: s.plainOff, short: true,
+				expected: fmt.Sprintf("a TLV area at offset %d", s.plainOff), actual: fmt.Sprintf("the file has %d bytes", s.size),
+			}, nil
 		} else if err != nil {
 			return nil, err
 		}
 	} else if s.protSize != 0 {
-		return &tlvFault{what: "the protected TLV area is missing", off: s.protOff,
-			expected: fmt.Sprintf("the magic %#04x", infoMagicProtected), actual: fmt.Sprintf("%#04x", u16(info))}, nil
+		return &tlvFault{
+			what: "the protected TLV area is missing", off: s.protOff,
+			expected: fmt.Sprintf("the magic %#04x", infoMagicProtected), actual: fmt.Sprintf("%#04x", u16(info)),
+		}, nil
 	}
 	if u16(info) != infoMagic {
-		return &tlvFault{what: "there is no TLV area after the payload", off: s.plainOff,
-			expected: fmt.Sprintf("the magic %#04x", infoMagic), actual: fmt.Sprintf("%#04x", u16(info))}, nil
+		return &tlvFault{
+			what: "there is no TLV area after the payload", off: s.plainOff,
+			expected: fmt.Sprintf("the magic %#04x", infoMagic), actual: fmt.Sprintf("%#04x", u16(info)),
+		}, nil
 	}
 	s.end = s.plainOff + int64(u16(info[2:]))
 	return nil, nil
