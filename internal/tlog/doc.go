@@ -22,7 +22,7 @@
 //   - before 1: nothing. The caller's record is gone with its leaf.
 //   - between 1 and 2: a database ahead of the second place. Open finds that
 //     the second place's tree is a prefix of the database's and goes on with 2.
-//   - within 2: the old text or the new one, by rename. Both are a prefix.
+//   - within 2: the old text or the new one, whole. Both are a prefix.
 //   - between 2 and 3, or 3 and 4: equal trees and no checkpoint in anybody's
 //     hands. Open signs the same text again.
 //

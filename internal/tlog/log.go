@@ -434,7 +434,9 @@ func (l *Log) publish(ctx context.Context) error {
 	}
 	l.step("committed") // a crash here leaves the database ahead of the second place
 	text := headText(l.origin, t.size, t.root())
-	for tries := 0; !bytes.Equal(l.place, text); tries++ {
+	// Swap is called even where the place holds the text already: whoever wrote
+	// it may have died, or been told of an error, before it was synced.
+	for tries := 0; ; tries++ {
 		err := l.second.Swap(ctx, l.place, text)
 		if err == nil {
 			l.place = text

@@ -645,6 +645,53 @@ func TestFilePlace(t *testing.T) {
 			t.Fatalf("%+v: it holds %q", c, after)
 		}
 	}
+	// A slot that a crash has torn, at any byte, leaves the other one.
+	if err := p.Swap(ctx, []byte("b"), []byte("b")); err != nil {
+		t.Fatal(err)
+	}
+	path := string(p.(filePlace))
+	whole, err := os.ReadFile(path)
+	if err != nil || len(whole) != 2*slotSize {
+		t.Fatalf("%d bytes, %v", len(whole), err)
+	}
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	now, err := newest(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	next, err := slot{now.n + 1, []byte("the next text")}.bytes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := int64((now.n+1)%2) * slotSize
+	for cut := range 140 {
+		torn := append(bytes.Clone(next[:cut]), whole[int(at)+cut:int(at)+slotSize]...)
+		if _, err := f.WriteAt(torn, at); err != nil {
+			t.Fatal(err)
+		}
+		got, err := p.Load(ctx)
+		if err != nil || string(got) != "b" && string(got) != "the next text" {
+			t.Fatalf("torn at %d: %q %v", cut, got, err)
+		}
+		if string(got) != "b" && !bytes.Equal(torn, next) {
+			t.Fatalf("torn at %d: the torn slot was taken", cut)
+		}
+	}
+	for _, damaged := range [][]byte{nil, {}, []byte("x"), bytes.Repeat([]byte("\n"), 2*slotSize)} {
+		if err := os.WriteFile(path+".damaged", damaged, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if b, err := FilePlace(path + ".damaged").Load(ctx); err == nil {
+			t.Errorf("a damaged file is %q", b)
+		}
+	}
+	if err := os.WriteFile(path, whole, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	// One of many wins each step.
 	var wg sync.WaitGroup
 	var mu sync.Mutex

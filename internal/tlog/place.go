@@ -3,6 +3,7 @@ package tlog
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -24,7 +25,7 @@ type SecondPlace interface {
 	// answer is an error, never nil.
 	Load(ctx context.Context) ([]byte, error)
 	// Swap replaces old, which is nil where there must be none, by text. When it
-	// returns nil, text is durable. When another text than old is there, it
+	// returns nil, text is durable, also where text equals old. When another text than old is there, it
 	// changes nothing and returns [ErrMoved]. After any other error old or text
 	// is there, never anything else.
 	Swap(ctx context.Context, old, text []byte) error
@@ -35,14 +36,79 @@ var ErrMoved = errors.New("the second place holds another checkpoint")
 
 // maxText bounds a checkpoint's text: an origin of a few hundred bytes, a
 // number and a hash.
-const maxText = 4 << 10
+const maxText = 3 << 10
 
 // FilePlace is a second place in a file. Put it on another disk than the
 // database, at least outside of the folder that is backed up with it. Processes
 // of one machine may share it.
+//
+// The file has two slots of a page each, and a text is written over the older
+// one, so that a Swap costs one write and one sync and changes no folder. Each
+// slot says its number and its SHA-256: a slot that a crash has torn is not
+// taken, and the other one still is.
 func FilePlace(path string) SecondPlace { return filePlace(path) }
 
 type filePlace string
+
+const (
+	slotSize  = 4096
+	slotMagic = "firmseal second place v1"
+)
+
+// slot is a text with its number, which rises by one with each Swap.
+type slot struct {
+	n    uint64
+	text []byte
+}
+
+func (s slot) bytes() ([]byte, error) {
+	b := fmt.Appendf(make([]byte, 0, slotSize), "%s\n%d %d %x\n", slotMagic, s.n, len(s.text), sha256.Sum256(s.text))
+	if len(b)+len(s.text) > slotSize {
+		return nil, fmt.Errorf("a text of %d bytes does not fit", len(s.text))
+	}
+	b = append(b, s.text...)
+	return append(b, bytes.Repeat([]byte("\n"), slotSize-len(b))...), nil
+}
+
+func parseSlot(b []byte) (s slot, ok bool) {
+	rest, ok := bytes.CutPrefix(b, []byte(slotMagic+"\n"))
+	if !ok {
+		return s, false
+	}
+	line, rest, _ := bytes.Cut(rest, []byte("\n"))
+	f := strings.Fields(string(line))
+	if len(f) != 3 {
+		return s, false
+	}
+	size, err := strconv.Atoi(f[1])
+	if err != nil || size < 1 || size > len(rest) {
+		return s, false
+	}
+	if s.n, err = strconv.ParseUint(f[0], 10, 64); err != nil || f[2] != fmt.Sprintf("%x", sha256.Sum256(rest[:size])) {
+		return s, false
+	}
+	s.text = rest[:size]
+	return s, true
+}
+
+// newest reads the slot that counts.
+func newest(file *os.File) (slot, error) {
+	var both [2 * slotSize]byte
+	n, err := file.ReadAt(both[:], 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return slot{}, err
+	}
+	a, okA := parseSlot(both[:min(n, slotSize)])
+	b, okB := parseSlot(both[min(n, slotSize):n])
+	switch {
+	case okA && (!okB || a.n > b.n):
+		return a, nil
+	case okB:
+		return b, nil
+	}
+	// It was made whole and by rename, so no crash leaves this.
+	return slot{}, fmt.Errorf("%s is damaged: none of its two slots is whole", file.Name())
+}
 
 func (f filePlace) Load(context.Context) ([]byte, error) {
 	file, err := os.Open(string(f))
@@ -53,27 +119,15 @@ func (f filePlace) Load(context.Context) ([]byte, error) {
 		return nil, err
 	}
 	defer file.Close() //nolint:errcheck // read only
-	b, err := io.ReadAll(io.LimitReader(file, maxText+1))
-	if err != nil {
-		return nil, err
-	}
-	if len(b) == 0 || len(b) > maxText {
-		// An empty file is not an absent one: rename leaves no such trace, so
-		// somebody else did.
-		return nil, fmt.Errorf("%s has %d bytes and is no checkpoint", string(f), len(b))
-	}
-	return b, nil
+	s, err := newest(file)
+	return s.text, err
 }
 
-// Swap writes beside the file, syncs, and renames over it. A crash before the
-// rename leaves the old text and a .new file that the next Swap overwrites; a
-// crash after it leaves one of the two texts, whichever the folder's journal
-// has. The lock file stays: removing it would let two processes hold locks of
-// one name.
-func (f filePlace) Swap(ctx context.Context, old, text []byte) error {
-	dir := filepath.Dir(string(f))
+// Swap holds the lock file's lock from its look to its sync. The lock file
+// stays: removing it would let two processes hold locks of one name.
+func (f filePlace) Swap(_ context.Context, old, text []byte) error {
 	if old == nil {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
+		if err := os.MkdirAll(filepath.Dir(string(f)), 0o700); err != nil {
 			return err
 		}
 	}
@@ -82,21 +136,54 @@ func (f filePlace) Swap(ctx context.Context, old, text []byte) error {
 		return err
 	}
 	defer unlock()
-	is, err := f.Load(ctx)
+	file, err := os.OpenFile(string(f), os.O_RDWR, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		if old != nil {
+			return ErrMoved
+		}
+		return f.claim(text)
+	}
 	if err != nil {
 		return err
 	}
-	if (is == nil) != (old == nil) || !bytes.Equal(is, old) {
+	return errors.Join(swapSlot(file, old, text), file.Close())
+}
+
+func swapSlot(file *os.File, old, text []byte) error {
+	is, err := newest(file)
+	if err != nil {
+		return err
+	}
+	if old == nil || !bytes.Equal(is.text, old) {
 		return ErrMoved
 	}
+	next := slot{is.n + 1, text}
+	b, err := next.bytes()
+	if err != nil {
+		return err
+	}
+	// A crash within the write leaves this slot torn and the other whole.
+	if _, err := file.WriteAt(b, int64(next.n%2)*slotSize); err != nil {
+		return err
+	}
+	return file.Sync()
+}
+
+// claim makes the file. A crash before the rename leaves no file, and a .new
+// one that the next claim overwrites.
+func (f filePlace) claim(text []byte) error {
+	b, err := slot{2, text}.bytes()
+	if err != nil {
+		return err
+	}
 	fresh := string(f) + ".new"
-	if err := writeSynced(fresh, text); err != nil {
+	if err := writeSynced(fresh, append(b, bytes.Repeat([]byte("\n"), slotSize)...)); err != nil {
 		return err
 	}
 	if err := os.Rename(fresh, string(f)); err != nil {
 		return err
 	}
-	return syncDir(dir)
+	return syncDir(filepath.Dir(string(f)))
 }
 
 func writeSynced(path string, b []byte) error {

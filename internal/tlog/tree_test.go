@@ -245,3 +245,26 @@ func FuzzText(f *testing.F) {
 		}
 	})
 }
+
+func FuzzSlot(f *testing.F) {
+	b, err := slot{7, []byte("o\n0\nx\n")}.bytes()
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b)
+	f.Add([]byte(slotMagic + "\n1 99999999999 0\n"))
+	f.Add([]byte(slotMagic + "\n1 -1 0\nabc"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		s, ok := parseSlot(b)
+		if !ok {
+			return
+		}
+		again, err := s.bytes()
+		if err != nil {
+			return // longer than a slot: the file's reader never hands that over
+		}
+		if r, ok := parseSlot(again); !ok || r.n != s.n || string(r.text) != string(s.text) {
+			t.Fatalf("%q is read as %+v, and again as %+v", b, s, r)
+		}
+	})
+}
