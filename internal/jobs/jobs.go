@@ -290,10 +290,10 @@ func (q *Queue) release(ctx context.Context) error {
 func (q *Queue) dispatch(ctx context.Context, k *kind, handlers *sync.WaitGroup) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	look := true // there may be free jobs in the database
+	look := true       // there may be free jobs in the database
+	var next time.Time // when to look without being woken
 	for ctx.Err() == nil {
 		changed := q.db.Changed(topic(k.name))
-		wait := idlePoll
 		for {
 			j, ok := k.take()
 			if !ok {
@@ -301,7 +301,11 @@ func (q *Queue) dispatch(ctx context.Context, k *kind, handlers *sync.WaitGroup)
 			}
 			q.start(ctx, k, j, handlers)
 		}
-		if free := k.free(); look && free > 0 {
+		switch free := k.free(); {
+		case free == 0:
+			// Whoever ends a job kicks, and then there may be more.
+			look, next = true, time.Now().Add(idlePoll)
+		case look:
 			js, due, err := q.lease(ctx, k, free)
 			switch {
 			case err != nil:
@@ -309,17 +313,17 @@ func (q *Queue) dispatch(ctx context.Context, k *kind, handlers *sync.WaitGroup)
 					return
 				}
 				q.log.ErrorContext(ctx, "jobs cannot be leased, trying again", "kind", k.name, "error", err)
-				wait = pollPause
+				next = time.Now().Add(pollPause)
 			default:
 				for _, j := range js {
 					k.begin()
 					q.start(ctx, k, j, handlers)
 				}
 				look = len(js) == free
-				wait = min(wait, due)
+				next = time.Now().Add(min(due, idlePoll))
 			}
 		}
-		timer.Reset(wait)
+		timer.Reset(time.Until(next))
 		select {
 		case <-ctx.Done():
 		case <-k.kick:

@@ -446,3 +446,28 @@ func TestDecide(t *testing.T) {
 		}
 	})
 }
+
+// A pause that is shorter than the poll is kept although the end of the job
+// wakes the dispatcher meanwhile.
+func TestShortPauseIsNotRoundedUpToThePoll(t *testing.T) {
+	t.Parallel()
+	d := dbtest.SQLite(t)
+	q := queue(d)
+	done := make(chan struct{})
+	var tries int
+	q.Handle("k", HandlerOptions{}, func(context.Context, Job) error {
+		if tries++; tries <= 10 {
+			return RetryAfter(errors.New("not yet"), time.Millisecond)
+		}
+		close(done)
+		return nil
+	})
+	run(t, q)
+	begun := time.Now()
+	enqueue(t, d, q, Job{Kind: "k"})
+	<-done
+	// Ten polls are twenty seconds.
+	if took := time.Since(begun); took > 5*idlePoll {
+		t.Errorf("ten pauses of a millisecond took %v", took)
+	}
+}
