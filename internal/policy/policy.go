@@ -66,9 +66,11 @@ import (
 // APIVersion is the only version of documents.
 const APIVersion = "firmseal.policy/v1"
 
-// Bounds of a document.
+// Bounds of a document. The YAML parser takes time by the square of some texts
+// (a line of nothing but commas): 64 KiB, room for some sixty profiles, keeps the
+// worst at about a second.
 const (
-	MaxDocument = 256 << 10
+	MaxDocument = 64 << 10
 	maxProfiles = 500
 	maxRules    = 100
 	maxTests    = 1000

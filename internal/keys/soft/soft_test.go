@@ -490,8 +490,12 @@ func TestRedacted(t *testing.T) {
 		secrets = append(secrets, encodings(der)...)
 		switch k := priv.(type) {
 		case *ecdsa.PrivateKey:
-			secrets = append(secrets, encodings(k.D.Bytes())...)
-			secrets = append(secrets, k.D.String())
+			d, err := k.Bytes()
+			if err != nil {
+				t.Fatal(err)
+			}
+			secrets = append(secrets, encodings(d)...)
+			secrets = append(secrets, new(big.Int).SetBytes(d).String())
 		case ed25519.PrivateKey:
 			secrets = append(secrets, encodings(k.Seed())...)
 		case *rsa.PrivateKey:
