@@ -74,6 +74,19 @@ type state struct {
 	Plan       string                 `json:"plan"` // hex SHA-256 of the requests
 	Round      int                    `json:"round"`
 	Signatures []image.Signature      `json:"signatures,omitempty"`
+	Sum        string                 `json:"sum"` // hex SHA-256 of the state with an empty sum: finds damage, stops nobody
+}
+
+// seal encodes the state with its sum.
+func (s state) seal() ([]byte, error) {
+	s.Sum = ""
+	b, err := json.Marshal(s)
+	if err != nil {
+		return nil, err
+	}
+	sum := sha256.Sum256(b)
+	s.Sum = hex.EncodeToString(sum[:])
+	return json.Marshal(s)
 }
 
 // Rounds.
@@ -106,6 +119,11 @@ func (Format) Resume(ctx context.Context, src image.Source, saved []byte) (image
 	if _, err := d.Token(); err != io.EOF {
 		return nil, bad("something follows the state", nil)
 	}
+	// Nothing that decodes to the same, such as another spelling of a name, is
+	// taken for what MarshalBinary wrote.
+	if again, err := st.seal(); err != nil || !bytes.Equal(again, saved) {
+		return nil, bad("it is not as it was written", err)
+	}
 	if st.V != 1 || st.Format != name || st.Round < roundAsk || st.Round > roundDone {
 		return nil, bad("it is of another format or version", nil)
 	}
@@ -134,7 +152,7 @@ func (Format) Resume(ctx context.Context, src image.Source, saved []byte) (image
 }
 
 // MarshalBinary saves the session.
-func (s *session) MarshalBinary() ([]byte, error) { return json.Marshal(s.state) }
+func (s *session) MarshalBinary() ([]byte, error) { return s.state.seal() }
 
 // Next asks for all signatures in one round.
 func (s *session) Next(ctx context.Context, prev []image.Signature) ([]image.SignRequest, bool, error) {

@@ -21,21 +21,34 @@ type TrustOptions struct {
 	KeyNameHint string `json:"key_name_hint,omitempty"`
 	// Padding of an RSA key whose scheme is not given, as in PlanOptions.
 	Padding string `json:"padding,omitempty"`
-	// RequiredMode is "all" (U-Boot's default) or "any". It must be given when
-	// more than one key is required: with "all", an image signed by one of them
-	// is refused.
+	// RequiredMode is "all" (U-Boot's default) or "any". With "all", an image
+	// signed by one of several required keys is refused. Keys that are exported
+	// together sign together, so "all" is written for them if nothing is said; it
+	// must be said when a key joins others that a device has already.
 	RequiredMode string `json:"required_mode,omitempty"`
 	// AllowUnsigned leaves required out: the device then runs unsigned images.
 	// It exists for a device class that is moving to signatures.
 	AllowUnsigned bool `json:"allow_unsigned,omitempty"`
 }
 
+// exportOptions are what ExportTrust takes: the same object as Plan's, so that
+// a profile needs one only, and what concerns trust.
+type exportOptions struct {
+	PlanOptions
+	RequiredMode  string `json:"required_mode,omitempty"`
+	AllowUnsigned bool   `json:"allow_unsigned,omitempty"`
+}
+
 // ExportTrust makes a source fragment to include into the board's control
 // device tree, and the same nodes as a device tree of their own.
 func (Format) ExportTrust(pub []image.PublicMaterial, o image.Options) ([]image.Artifact, error) {
-	var opt TrustOptions
-	if err := image.DecodeOptions(name, o, &opt); err != nil {
+	var all exportOptions
+	if err := image.DecodeOptions(name, o, &all); err != nil {
 		return nil, err
+	}
+	opt := TrustOptions{
+		KeyNameHint: all.KeyNameHint, Padding: all.Padding,
+		RequiredMode: all.RequiredMode, AllowUnsigned: all.AllowUnsigned,
 	}
 	t := fdt.New()
 	if err := addKeys(t, pub, opt); err != nil {
@@ -108,7 +121,12 @@ func addKeys(t *fdt.Tree, pub []image.PublicMaterial, o TrustOptions) error {
 			required++
 		}
 	}
-	if _, ok := sig.Str("required-mode"); required > 1 && !ok {
+	_, said := sig.Str("required-mode")
+	switch {
+	case said || required < 2:
+	case required == len(by):
+		sig.SetString("required-mode", "all")
+	default:
 		return problem.New(problem.ImageOptions, "%d keys would be required, and the control device tree does not say how", required).
 			Seen("U-Boot's default is all: it refuses every image that has not a signature by each of them").
 			WithHint("set required_mode to any, or to all if every image carries all signatures")

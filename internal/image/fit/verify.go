@@ -129,6 +129,7 @@ func (a anchor) node() string { return "key-" + a.name }
 // verifier is one run of Verify.
 type verifier struct {
 	ctx  context.Context
+	src  image.Source
 	dev  device
 	tree *seenTree
 	keys []anchor
@@ -144,14 +145,15 @@ type verifier struct {
 // device accepts anything: that is Accepted, not Valid, and TRUST.NOT_ENFORCED.
 //
 // It is stricter than U-Boot where only a forger gains by leniency: nodes or
-// properties that are there twice, properties behind a child node, and names
-// outside the signed part of the strings block are refused.
+// properties that are there twice, properties behind a child node, names outside
+// the signed part of the strings block, and PSS salts of another length than the
+// hash are refused.
 func (Format) Verify(ctx context.Context, src image.Source, t image.Trust, p image.Profile) (*image.Verdict, error) {
 	dev, err := deviceOf(p)
 	if err != nil {
 		return nil, err
 	}
-	r := &verifier{ctx: ctx, dev: dev, v: &image.Verdict{Format: name, Profile: p},
+	r := &verifier{ctx: ctx, src: src, dev: dev, v: &image.Verdict{Format: name, Profile: p},
 		good: map[int]bool{}, strong: map[int]bool{}, checked: map[int]bool{}}
 	for _, k := range t.Keys {
 		pub, _, err := alg.ParseSPKI(k.SPKI)
@@ -186,6 +188,11 @@ func (Format) Verify(ctx context.Context, src image.Source, t image.Trust, p ima
 const maxFindings = 500
 
 func (r *verifier) add(f image.Finding) {
+	if f.Range != nil { // what is cut off is no range of the file
+		size := r.src.Size()
+		off := min(max(f.Range.Off, 0), size)
+		f.Range = &image.Range{Off: off, Len: min(max(f.Range.Len, 0), size-off)}
+	}
 	if len(r.v.Findings) < maxFindings || f.Severity == image.Fatal && len(r.v.Findings) < 2*maxFindings {
 		r.v.Findings = append(r.v.Findings, f)
 	}
@@ -543,7 +550,7 @@ func (m mark) fits(a anchor, sum []byte) bool {
 			return false
 		}
 		if m.padding == paddingPSS {
-			return rsa.VerifyPSS(k, m.sum, sum, m.value, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthAuto}) == nil
+			return rsa.VerifyPSS(k, m.sum, sum, m.value, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash}) == nil
 		}
 		return rsa.VerifyPKCS1v15(k, m.sum, sum, m.value) == nil
 	case *ecdsa.PublicKey:
@@ -554,6 +561,14 @@ func (m mark) fits(a anchor, sum []byte) bool {
 		return ecdsa.Verify(k, sum, new(big.Int).SetBytes(m.value[:size]), new(big.Int).SetBytes(m.value[size:]))
 	}
 	return false
+}
+
+// salted says whether the key made a PSS signature for this digest with a salt
+// of another length than the hash's.
+func (m mark) salted(a anchor, sum []byte) bool {
+	k, ok := a.pub.(*rsa.PublicKey)
+	return ok && m.padding == paddingPSS && len(m.value) == a.bits/8 &&
+		rsa.VerifyPSS(k, m.sum, sum, m.value, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthAuto}) == nil
 }
 
 // made says whether the key made the signature for whatever content, where the
@@ -651,6 +666,7 @@ type result struct {
 	signed  []byte       // the digest that was signed then
 	sum     []byte       // the digest of what is there
 	old     int          // a key by which it is right for the image's own node list; -1
+	salt    bool         // it is right but for the length of its PSS salt
 	verity  bool         // it is right for a U-Boot that treats dm-verity nodes the other way
 }
 
@@ -705,6 +721,10 @@ func (r *verifier) check(conf int, used []int, m mark, inc map[string]bool, coun
 				yes := true
 				info.Valid = &yes
 			}
+			continue
+		}
+		if m.salted(a, sum) {
+			res.salt = true
 			continue
 		}
 		if oldSum != nil && m.fits(a, oldSum) {
@@ -904,7 +924,7 @@ func (r *verifier) explain(conf int, marks []mark, res []result, unmet int, vali
 	for j, m := range marks {
 		s := 0
 		switch {
-		case res[j].old >= 0 || res[j].verity:
+		case res[j].old >= 0 || res[j].verity || res[j].salt:
 			s = 4
 		case res[j].changed >= 0:
 			s = 3
@@ -943,6 +963,12 @@ func (r *verifier) explain(conf int, marks []mark, res []result, unmet int, vali
 		f.Expected, f.Actual = r.missing(conf, m), paths(setOf(m.claimed))
 		f.Cause = "CVE-2026-46728: U-Boot before 2026.04 believes hashed-nodes, which is not signed; this image boots there"
 		f.Next = "do not ship this image; update the bootloader to 2026.04 or a fixed package"
+	case s.salt:
+		f.Code = problem.SigEncoding
+		f.What = fmt.Sprintf("%s has a PSS salt of another length than its hash", m.name)
+		f.Expected = fmt.Sprintf("a salt of %d bytes", m.sum.Size())
+		f.Device = nil
+		f.Cause, f.Next = "the key's backend took its default salt; U-Boot takes any length, other verifiers do not", "sign with a salt of the hash's length"
 	case s.verity:
 		f.Stage, f.Code = image.StageTarget, problem.TargetCapability
 		f.What = fmt.Sprintf("%s is right for a U-Boot that treats dm-verity nodes the other way", m.name)
@@ -1207,32 +1233,65 @@ func (r *verifier) leftover() error {
 			})
 		}
 	}
-	end := t.total
+	used := []image.Range{{Off: 0, Len: 40}, {Off: t.rsvOff, Len: t.rsvEnd - t.rsvOff},
+		{Off: t.structOff, Len: t.structEnd - t.structOff}, {Off: t.stringsOff, Len: t.strLen}}
 	for _, c := range t.nodes[r.images].children {
-		if t.prop(c, propOffset) == nil && t.prop(c, propPosition) == nil {
-			continue
-		}
 		size, _, err := t.number(c, propSize)
 		if err != nil {
 			return err
 		}
-		at, _, err := t.number(c, propPosition)
+		at, ok, err := t.number(c, propPosition)
 		if err != nil {
 			return err
 		}
 		if t.prop(c, propOffset) != nil {
-			if at, _, err = t.number(c, propOffset); err != nil {
+			if at, ok, err = t.number(c, propOffset); err != nil {
 				return err
 			}
 			at += (t.total + 3) &^ 3
 		}
-		end = max(end, at+size)
+		if ok {
+			used = append(used, image.Range{Off: at, Len: size})
+		}
 	}
-	if size := t.src.Size(); end < size {
-		r.add(image.Finding{
-			Stage: image.StageCoverage, Severity: image.Warn, Code: problem.SigCoverage, Range: &image.Range{Off: end, Len: size - end},
-			What: fmt.Sprintf("%d bytes at the end of the file belong to no image", size-end), Cause: "padding, or something that was appended", Next: "cut the file to its length",
-		})
+	slices.SortFunc(used, func(a, b image.Range) int { return cmp.Compare(a.Off, b.Off) })
+	size, at := t.src.Size(), int64(0)
+	for _, u := range append(used, image.Range{Off: size}) {
+		if u.Off > at {
+			if err := r.gap(at, min(u.Off, size), u.Off >= size); err != nil {
+				return err
+			}
+		}
+		at = max(at, u.Off+u.Len)
 	}
 	return nil
+}
+
+// gap warns of bytes that belong to nothing: always behind the last thing of
+// the file, between two things only if they are not zeros.
+func (r *verifier) gap(from, to int64, last bool) error {
+	what := "%d bytes at the end of the file belong to no image"
+	if !last || from < r.tree.total {
+		var z nonzero
+		if err := r.tree.pour(r.ctx, &z, []image.Range{{Off: from, Len: to - from}}); err != nil {
+			return err
+		}
+		if !z {
+			return nil
+		}
+		what = "%d bytes between the parts of the file are not zeros, and belong to none"
+	}
+	r.add(image.Finding{
+		Stage: image.StageCoverage, Severity: image.Warn, Code: problem.SigCoverage, Range: &image.Range{Off: from, Len: to - from},
+		What: fmt.Sprintf(what, to-from), Cause: "padding, or something that was hidden or appended", Next: "build the FIT again, without it",
+	})
+	return nil
+}
+
+// nonzero notes whether any byte but zero was written to it.
+type nonzero bool
+
+func (z *nonzero) Write(b []byte) (int, error) {
+	*z = *z || nonzero(slices.ContainsFunc(b, func(x byte) bool { return x != 0 }))
+	return len(b), nil
 }

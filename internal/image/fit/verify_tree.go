@@ -42,6 +42,7 @@ type seenTree struct {
 	src                image.Source
 	total              int64
 	stringsOff, strLen int64
+	structOff          int64
 	structEnd          int64
 	rsvOff, rsvEnd     int64
 	tokens             []seenToken
@@ -109,7 +110,7 @@ func look(ctx context.Context, src image.Source) (*seenTree, error) {
 	}
 	t.total, t.stringsOff, t.rsvOff, t.strLen = w[1], w[3], w[4], w[8]
 	structOff, structLen := w[2], w[9]
-	t.structEnd = structOff + structLen
+	t.structOff, t.structEnd = structOff, structOff+structLen
 	if t.total > src.Size() {
 		r := broken(problem.ImageTruncated, 4, 4, "the device tree is cut off")
 		r.f.Expected, r.f.Actual = fmt.Sprintf("%d bytes", t.total), fmt.Sprintf("%d bytes", src.Size())
@@ -142,6 +143,11 @@ func look(ctx context.Context, src image.Source) (*seenTree, error) {
 		if [16]byte(e) == [16]byte{} {
 			break
 		}
+	}
+	// U-Boot does not look at the reservations. They must not reach into what it
+	// does look at, so that nothing is read in two ways.
+	if t.rsvOff < t.structEnd && structOff < t.rsvEnd || t.rsvOff < t.stringsOff+t.strLen && t.stringsOff < t.rsvEnd {
+		return nil, broken(problem.ImageMalformed, 16, 4, "the memory reservations lie over another block")
 	}
 	names := make([]byte, t.strLen)
 	if m, err := src.ReadAt(names, t.stringsOff); int64(m) < t.strLen {

@@ -331,9 +331,12 @@ func Read(r io.ReaderAt, size int64) (*Tree, error) {
 func (t *Tree) readReserve(off int64) error {
 	c := cursor{r: t.src, off: off, end: t.Total}
 	for {
+		if c.end-c.off < 16 {
+			return malformed("the memory reservation block does not end")
+		}
 		e, err := c.next(16)
 		if err != nil {
-			return malformed("the memory reservation block does not end")
+			return err
 		}
 		t.reserve = append(t.reserve, e...)
 		if binary.BigEndian.Uint64(e) == 0 && binary.BigEndian.Uint64(e[8:]) == 0 {
