@@ -467,6 +467,10 @@ func (l *Log) publish(ctx context.Context) error {
 }
 
 func placeTrouble(err error) error {
+	if errors.Is(err, ErrDamaged) {
+		return problem.New(problem.LogForked, "the log's second place is damaged").Seen("%v", err).
+			WithHint("bring the file back").Because(err)
+	}
 	return problem.New(problem.LogPlace, "the log's second place does not answer").Seen("%v", err).
 		WithHint("look at the disk and the rights of the file").Because(err)
 }

@@ -464,6 +464,15 @@ func TestOlderCopyRefuses(t *testing.T) {
 		}
 		refused("a.db", problem.LogForked)
 	}
+	p := placeIn(t)
+	if err := os.MkdirAll(filepath.Dir(p), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(p, make([]byte, 2*slotSize), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	o.Second = FilePlace(p)
+	refused("a.db", problem.LogForked)
 	o.Second = main
 	with("a.db", func(l *Log) {
 		if err := l.Refusal(); err != nil {

@@ -22,7 +22,7 @@ import (
 // database does not reach it. It is what tells a crash from a restored backup.
 type SecondPlace interface {
 	// Load gives the text, or nil when there is none. A place that does not
-	// answer is an error, never nil.
+	// answer is an error, never nil; [ErrDamaged] where trying again is no use.
 	Load(ctx context.Context) ([]byte, error)
 	// Swap replaces old, which is nil where there must be none, by text. When it
 	// returns nil, text is durable, also where text equals old. When another text than old is there, it
@@ -33,6 +33,10 @@ type SecondPlace interface {
 
 // ErrMoved says that a second place does not hold what the caller believed.
 var ErrMoved = errors.New("the second place holds another checkpoint")
+
+// ErrDamaged says that a second place holds something that is no text that
+// was ever swapped in.
+var ErrDamaged = errors.New("the second place is damaged")
 
 // maxText bounds a checkpoint's text: an origin of a few hundred bytes, a
 // number and a hash.
@@ -107,7 +111,7 @@ func newest(file *os.File) (slot, error) {
 		return b, nil
 	}
 	// It was made whole and by rename, so no crash leaves this.
-	return slot{}, fmt.Errorf("%s is damaged: none of its two slots is whole", file.Name())
+	return slot{}, fmt.Errorf("%w: none of the two slots of %s is whole", ErrDamaged, file.Name())
 }
 
 func (f filePlace) Load(context.Context) ([]byte, error) {

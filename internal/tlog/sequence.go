@@ -23,18 +23,22 @@ func (l *Log) begin(ctx context.Context) error {
 	// The second place is read before the database, which may grow meanwhile by
 	// another process: so it is never behind by that alone.
 	text, err := l.second.Load(ctx)
-	if err != nil {
+	damaged := errors.Is(err, ErrDamaged)
+	if err != nil && !damaged {
 		return placeTrouble(err)
 	}
 	var t tree
 	var fresh bool
-	if err := l.db.View(ctx, func(tx *db.Tx) error {
+	if err := l.db.View(ctx, func(tx *db.Tx) (err error) {
 		t, fresh, err = load(tx)
 		return err
 	}); err != nil {
 		return err
 	}
-	l.committed.Store(&t)
+	l.committed.Store(&t) // for those who read a log that refuses
+	if damaged {
+		return placeTrouble(err)
+	}
 	if fresh && text == nil {
 		text = headText(l.origin, 0, emptyRoot)
 		if err := l.second.Swap(ctx, nil, text); err != nil {
