@@ -33,6 +33,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 
 	"github.com/firmseal/firmseal/internal/alg"
@@ -75,7 +76,8 @@ func DecodeOptions(format string, o Options, dst any) error {
 		return problem.New(problem.ImageOptions, "the options for format %s cannot be used", format).
 			Seen("%v", err).Because(err).WithHint("firmseal help format %s", format)
 	}
-	if d.More() {
+	// Not d.More, which takes a stray bracket for the end.
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
 		return problem.New(problem.ImageOptions, "the options for format %s are more than one JSON value", format)
 	}
 	return nil
