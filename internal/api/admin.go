@@ -22,7 +22,7 @@ import (
 )
 
 func (s *server) keys() {
-	type byName struct {
+	type ByName struct {
 		Name string `path:"name" doc:"key name"`
 	}
 	register(s, op("keys-list", http.MethodGet, "/api/v1/keys", string(auth.KeyRead), "List keys", 200),
@@ -48,7 +48,7 @@ func (s *server) keys() {
 			return ok(keyOut(k)), nil
 		})
 	register(s, op("keys-get", http.MethodGet, "/api/v1/keys/{name}", string(auth.KeyRead), "Show a key", 200),
-		func(ctx context.Context, in *byName) (*body[client.Key], error) {
+		func(ctx context.Context, in *ByName) (*body[client.Key], error) {
 			k, err := s.Signing.Key(ctx, me(ctx).Project, in.Name)
 			if err != nil {
 				return nil, err
@@ -56,7 +56,7 @@ func (s *server) keys() {
 			return ok(keyOut(k)), nil
 		})
 	register(s, op("keys-retire", http.MethodPost, "/api/v1/keys/{name}/retire", string(auth.KeyWrite), "Retire a key for good", 200),
-		func(ctx context.Context, in *byName) (*body[client.Key], error) {
+		func(ctx context.Context, in *ByName) (*body[client.Key], error) {
 			k, err := s.Signing.RetireKey(ctx, me(ctx), in.Name)
 			if err != nil {
 				return nil, err
@@ -65,7 +65,7 @@ func (s *server) keys() {
 		})
 	register(s, op("keys-trust", http.MethodGet, "/api/v1/keys/{name}/trust", string(auth.KeyRead), "Export what a device must hold to accept this key", 200),
 		func(ctx context.Context, in *struct {
-			byName
+			ByName
 			Options string `query:"options" doc:"the format's options, as JSON"`
 		},
 		) (*list[client.Artifact], error) {

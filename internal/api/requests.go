@@ -42,17 +42,17 @@ func all[T, U any](in []T, f func(T) U) *list[U] {
 	return page(in, 0, func(T) string { return "" }, f)
 }
 
-// paging is the query of a list.
-type paging struct {
+// Paging is the query of a list.
+type Paging struct {
 	Before string `query:"before" doc:"the next of the previous page"`
 	Limit  int    `query:"limit" minimum:"1" maximum:"500" default:"50" doc:"items a page"`
 }
 
-type waiting struct {
+type Waiting struct {
 	Wait string `query:"wait" doc:"wait up to this long for the request to rest, as 30s; at most 2m"`
 }
 
-func (w waiting) duration() (time.Duration, error) {
+func (w Waiting) duration() (time.Duration, error) {
 	if w.Wait == "" {
 		return 0, nil
 	}
@@ -104,7 +104,7 @@ func upload(u blob.Upload) client.Upload {
 func (s *server) requests() {
 	register(s, op("requests-create", http.MethodPost, "/api/v1/requests", string(auth.RequestWrite), "Ask for a signature", 201),
 		func(ctx context.Context, in *struct {
-			waiting
+			Waiting
 			IdempotencyKey string `header:"Idempotency-Key" maxLength:"255" doc:"the same key and body give the same request"`
 			Body           client.NewRequest
 		},
@@ -121,7 +121,7 @@ func (s *server) requests() {
 		})
 	register(s, op("requests-list", http.MethodGet, "/api/v1/requests", string(auth.RequestRead), "List signing requests, newest first", 200),
 		func(ctx context.Context, in *struct {
-			paging
+			Paging
 			State string `query:"state" enum:"queued,signing,sealing,released,denied,failed,unknown" doc:"only those in this state"`
 		},
 		) (*list[client.Request], error) {
@@ -133,7 +133,7 @@ func (s *server) requests() {
 		})
 	register(s, op("requests-get", http.MethodGet, "/api/v1/requests/{id}", string(auth.RequestRead), "Show a signing request", 200),
 		func(ctx context.Context, in *struct {
-			waiting
+			Waiting
 			ID string `path:"id" doc:"request id"`
 		},
 		) (*body[client.Request], error) {
@@ -223,7 +223,7 @@ func request(ctx context.Context, v signing.View) client.Request {
 func (s *server) releases() {
 	register(s, op("releases-list", http.MethodGet, "/api/v1/releases", string(auth.ReleaseRead), "List releases, newest first", 200),
 		func(ctx context.Context, in *struct {
-			paging
+			Paging
 			Product     string `query:"product" doc:"only of this product"`
 			Environment string `query:"environment" enum:"test,production" doc:"only of this environment"`
 		},

@@ -130,25 +130,23 @@ func sameInputs(a, b []firmseal.LeafInput) bool {
 	return true
 }
 
-// lost finds out whether a crash left an attempt open. Then nobody can know
-// whether the key was used: the request becomes unknown and waits for a person.
+// lost makes a request unknown whose last attempt a crash left open: nobody can
+// know whether the key was used, and a person decides. It reports false when
+// the attempt was closed meanwhile.
 func (s *Service) lost(ctx context.Context, v row) (bool, error) {
 	lost := false
 	err := s.db.Update(ctx, func(tx *db.Tx) error {
 		lost = false
-		all, err := attempts(tx, v.id)
-		if err != nil {
+		a, open, err := openAttemptOf(tx, v.id)
+		if err != nil || !open {
 			return err
-		}
-		if len(all) == 0 || all[len(all)-1].State != attemptOpen {
-			return nil
 		}
 		if err := s.expect(tx, v, v.state); err != nil {
 			return err
 		}
 		lost = true
-		return s.unknown(tx, v, problem.New(problem.RequestUnknown, "the outcome of attempt %d of request %s is unknown", all[len(all)-1].N, v.id).
-			Seen("the server stopped while key %s may have been in use; nothing was released", all[len(all)-1].KeyID).
+		return s.unknown(tx, v, problem.New(problem.RequestUnknown, "the outcome of attempt %d of request %s is unknown", a.N, v.id).
+			Seen("the server stopped while key %s may have been in use; nothing was released", a.KeyID).
 			WithHint("firmseal request resume %s", v.id))
 	})
 	if lost && err == nil {
@@ -156,6 +154,15 @@ func (s *Service) lost(ctx context.Context, v row) (bool, error) {
 		s.changed(v.id)
 	}
 	return lost, err
+}
+
+// openAttemptOf gives a request's last attempt, if it is open.
+func openAttemptOf(tx *db.Tx, request string) (Attempt, bool, error) {
+	all, err := attempts(tx, request)
+	if err != nil || len(all) == 0 || all[len(all)-1].State != attemptOpen {
+		return Attempt{}, false, err
+	}
+	return all[len(all)-1], true, nil
 }
 
 func (s *Service) unknown(tx *db.Tx, v row, p *problem.Error) error {

@@ -6,6 +6,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/firmseal/firmseal"
@@ -55,6 +56,9 @@ func (s *Service) CreateKey(ctx context.Context, who auth.Identity, scheme strin
 	if err := checkBinding(spec.Binding); err != nil {
 		return KeyRecord{}, err
 	}
+	if spec.Type == "" && spec.Binding.Purpose == keys.Seal {
+		spec.Type = alg.Ed25519
+	}
 	if spec.Binding.Purpose == keys.Log {
 		return KeyRecord{}, problem.New(problem.KeyBinding, "a log key is made by firmseal init only").
 			Seen("the log's origin and key are one from its first leaf on")
@@ -64,7 +68,11 @@ func (s *Service) CreateKey(ctx context.Context, who auth.Identity, scheme strin
 			Seen("devices check seals with ed25519, p256 or p384").WithHint("use --type ed25519")
 	}
 	if spec.Binding.Purpose == keys.Firmware {
-		if _, err := s.formats.ByName(spec.Binding.Format); err != nil {
+		f, err := s.formats.ByName(spec.Binding.Format)
+		if err != nil {
+			return KeyRecord{}, err
+		}
+		if spec.Type, err = keyType(f, spec.Type); err != nil {
 			return KeyRecord{}, err
 		}
 	}
@@ -92,6 +100,29 @@ func (s *Service) CreateKey(ctx context.Context, who auth.Identity, scheme strin
 		return KeyRecord{}, err
 	}
 	return s.RegisterKey(ctx, who, k.Info())
+}
+
+// keyType is the type that was asked for, or the format's first where none was.
+// A type that the format's verifiers cannot check is refused before a key of it
+// exists: it would sign images that no device accepts.
+func keyType(f image.Format, asked alg.KeyType) (alg.KeyType, error) {
+	d, ok := f.(image.Describer)
+	if !ok {
+		return asked, nil
+	}
+	types := d.Help().KeyTypes
+	if asked == "" {
+		return types[0], nil
+	}
+	if slices.Contains(types, asked) {
+		return asked, nil
+	}
+	names := make([]string, len(types))
+	for i, t := range types {
+		names[i] = string(t)
+	}
+	return "", problem.New(problem.AlgUnsupported, "no verifier of format %s can check a signature by a %s key", f.Name(), asked).
+		Seen("format %s takes %s", f.Name(), strings.Join(names, ", ")).WithHint("make it with --type %s", names[0])
 }
 
 // adopt takes a key that a crash left in the backend, if it is just what was

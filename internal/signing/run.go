@@ -16,6 +16,7 @@ import (
 	"github.com/firmseal/firmseal/internal/problem"
 	"github.com/firmseal/firmseal/internal/release"
 	"github.com/firmseal/firmseal/internal/telemetry"
+	"github.com/firmseal/firmseal/internal/tlog"
 )
 
 // runJob carries a request as far as it goes. It may be called any number of
@@ -57,7 +58,14 @@ const (
 // run moves a request from state to state until it rests.
 func (s *Service) run(ctx context.Context, id string) error {
 	for {
-		v, err := s.row(ctx, id)
+		var v row
+		var open bool
+		err := s.db.View(ctx, func(tx *db.Tx) (err error) {
+			if v, err = readRow(tx, id); err == nil {
+				_, open, err = openAttemptOf(tx, id)
+			}
+			return err
+		})
 		if err != nil {
 			return err
 		}
@@ -68,9 +76,12 @@ func (s *Service) run(ctx context.Context, id string) error {
 		if err != nil {
 			return err
 		}
-		lost, err := s.lost(ctx, v)
-		if err != nil || lost {
-			return err
+		if open {
+			// This process holds no attempt here: whoever opened it is gone.
+			if lost, err := s.lost(ctx, v); err != nil || lost {
+				return err
+			}
+			continue
 		}
 		switch v.state {
 		case Queued:
@@ -164,7 +175,7 @@ func (s *Service) redeem(ctx context.Context, v row, r Request) error {
 	}
 	s.changed(v.id)
 	s.step("intent.wait")
-	_, err = s.provenLeaf(ctx, id)
+	_, err = s.log.Wait(ctx, tlog.Pending{ID: id})
 	return err
 }
 
