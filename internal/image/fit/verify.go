@@ -60,6 +60,7 @@ type VerifyOptions struct {
 type device struct {
 	VerifyOptions
 	pss, ecdsa, verity, any bool
+	anySalt                 bool // a named version: it takes PSS salts of any length
 	old                     bool // before 2025.01: prints '<NULL>'
 }
 
@@ -104,7 +105,7 @@ func deviceOf(p image.Profile) (device, error) {
 		return version >= since
 	}
 	d.pss, d.ecdsa, d.verity = set(d.PSS, 202501), set(d.ECDSA, 202501), set(d.DMVerity, 202610)
-	d.old = version < 202501
+	d.old, d.anySalt = version < 202501, p.Version != ""
 	return d, nil
 }
 
@@ -146,8 +147,9 @@ type verifier struct {
 //
 // It is stricter than U-Boot where only a forger gains by leniency: nodes or
 // properties that are there twice, properties behind a child node, names outside
-// the signed part of the strings block, and PSS salts of another length than the
-// hash are refused.
+// the signed part of the strings block are refused. The profile that names no
+// version also refuses PSS salts of another length than the hash, which mkimage
+// 2023.01 makes and every U-Boot takes.
 func (Format) Verify(ctx context.Context, src image.Source, t image.Trust, p image.Profile) (*image.Verdict, error) {
 	dev, err := deviceOf(p)
 	if err != nil {
@@ -543,14 +545,18 @@ func (r *verifier) digest(m mark, inc map[string]bool) (sum []byte, namesCovered
 }
 
 // fits checks one signature with one key, as the arithmetic is.
-func (m mark) fits(a anchor, sum []byte) bool {
+func (m mark) fits(a anchor, sum []byte, anySalt bool) bool {
 	switch k := a.pub.(type) {
 	case *rsa.PublicKey:
 		if m.family != "rsa"+strconv.Itoa(a.bits) || len(m.value) != a.bits/8 {
 			return false
 		}
 		if m.padding == paddingPSS {
-			return rsa.VerifyPSS(k, m.sum, sum, m.value, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash}) == nil
+			salt := rsa.PSSSaltLengthEqualsHash
+			if anySalt {
+				salt = rsa.PSSSaltLengthAuto
+			}
+			return rsa.VerifyPSS(k, m.sum, sum, m.value, &rsa.PSSOptions{SaltLength: salt}) == nil
 		}
 		return rsa.VerifyPKCS1v15(k, m.sum, sum, m.value) == nil
 	case *ecdsa.PublicKey:
@@ -711,7 +717,7 @@ func (r *verifier) check(conf int, used []int, m mark, inc map[string]bool, coun
 	runs, _ := t.signedRuns(inc, 0)
 	scattered := len(runs) >= 20+7*count-2
 	for i, a := range r.keys {
-		if words == "" && m.fits(a, sum) {
+		if words == "" && m.fits(a, sum, r.dev.anySalt) {
 			if !scattered && a.takes(m) {
 				res.runs[i] = true
 			}
@@ -723,17 +729,17 @@ func (r *verifier) check(conf int, used []int, m mark, inc map[string]bool, coun
 			}
 			continue
 		}
-		if m.salted(a, sum) {
+		if words == "" && m.salted(a, sum) {
 			res.salt = true
 			continue
 		}
-		if oldSum != nil && m.fits(a, oldSum) {
+		if oldSum != nil && m.fits(a, oldSum, r.dev.anySalt) {
 			res.old = i
 			if r.dev.TrustsHashedNodes && a.takes(m) {
 				res.runs[i] = true
 			}
 		}
-		if altSum != nil && m.fits(a, altSum) {
+		if altSum != nil && m.fits(a, altSum, r.dev.anySalt) {
 			res.verity = true
 		}
 		if s, yes := m.made(a); yes {
@@ -957,6 +963,10 @@ func (r *verifier) explain(conf int, marks []mark, res []result, unmet int, vali
 		f.Actual = m.unusual
 		f.Device = r.complaint(m.unusual, conf, unmet)
 		f.Cause, f.Next = "the signature node was damaged", "sign again"
+	case s.verity:
+		f.Stage, f.Code = image.StageTarget, problem.TargetCapability
+		f.What = fmt.Sprintf("%s is right for a U-Boot that treats dm-verity nodes the other way", m.name)
+		f.Cause, f.Next = "U-Boot 2026.10 and later sign the dm-verity node, older ones do not", "sign with the dm_verity option of the target's version"
 	case s.old >= 0:
 		f.Stage, f.Code = image.StageCoverage, problem.SigCoverage
 		f.What = fmt.Sprintf("%s is right only for the node list that the image itself carries: nodes are outside the signature", m.name)
@@ -969,10 +979,6 @@ func (r *verifier) explain(conf int, marks []mark, res []result, unmet int, vali
 		f.Expected = fmt.Sprintf("a salt of %d bytes", m.sum.Size())
 		f.Device = nil
 		f.Cause, f.Next = "the key's backend took its default salt; U-Boot takes any length, other verifiers do not", "sign with a salt of the hash's length"
-	case s.verity:
-		f.Stage, f.Code = image.StageTarget, problem.TargetCapability
-		f.What = fmt.Sprintf("%s is right for a U-Boot that treats dm-verity nodes the other way", m.name)
-		f.Cause, f.Next = "U-Boot 2026.10 and later sign the dm-verity node, older ones do not", "sign with the dm_verity option of the target's version"
 	case s.changed >= 0:
 		f.Code = problem.SigInvalid
 		f.What = fmt.Sprintf("%s was made by the key %s for other content", m.name, r.keys[s.changed].label())
