@@ -3,7 +3,6 @@ package firmseal_test
 import (
 	"errors"
 	"fmt"
-	"go/build/constraint"
 	"go/parser"
 	"go/token"
 	"io/fs"
@@ -47,7 +46,6 @@ type house struct {
 	alone    []houseAlone    // packages with a short list of what they may import
 	concrete []houseConcrete // rooms whose sub-folders are parts
 	parts    string          // the file that knows all parts
-	ignored  constraint.Expr // files with this constraint are not part of any build
 	support  func(p string) bool
 }
 
@@ -130,8 +128,7 @@ func theHouse() house {
 			{"internal/keys", "key backend"},
 			{"internal/device", "protocol"},
 		},
-		parts:   "cmd/firmseal/parts.go",
-		ignored: &constraint.TagExpr{Tag: "deps_pin"},
+		parts: "cmd/firmseal/parts.go",
 		support: func(p string) bool {
 			return strings.HasSuffix(path.Base(p), "test")
 		},
@@ -190,8 +187,8 @@ func readHouse(fsys fs.FS, h house) ([]housePackage, error) {
 		if err != nil {
 			return err
 		}
-		f, skip, err := readHouseFile(p, src, h.ignored)
-		if err != nil || skip {
+		f, err := readHouseFile(p, src)
+		if err != nil {
 			return err
 		}
 		dir := path.Dir(p)
@@ -212,24 +209,10 @@ func readHouse(fsys fs.FS, h house) ([]housePackage, error) {
 	return pkgs, nil
 }
 
-func readHouseFile(p string, src []byte, ignored constraint.Expr) (f houseFile, skip bool, err error) {
+func readHouseFile(p string, src []byte) (f houseFile, err error) {
 	parsed, err := parser.ParseFile(token.NewFileSet(), p, src, parser.ImportsOnly|parser.ParseComments)
 	if err != nil {
-		return f, false, err
-	}
-	for _, group := range parsed.Comments {
-		for _, c := range group.List {
-			if c.Pos() > parsed.Package || !constraint.IsGoBuild(c.Text) {
-				continue
-			}
-			x, err := constraint.Parse(c.Text)
-			if err != nil {
-				return f, false, fmt.Errorf("%s: %w", p, err)
-			}
-			if ignored != nil && x.String() == ignored.String() {
-				return f, true, nil
-			}
-		}
+		return f, err
 	}
 	f = houseFile{
 		name: path.Base(p),
@@ -240,7 +223,7 @@ func readHouseFile(p string, src []byte, ignored constraint.Expr) (f houseFile, 
 	for _, spec := range parsed.Imports {
 		foreign, err := strconv.Unquote(spec.Path.Value)
 		if err != nil {
-			return f, false, fmt.Errorf("%s: %w", p, err)
+			return f, fmt.Errorf("%s: %w", p, err)
 		}
 		im := houseImport{path: foreign}
 		if spec.Name != nil {
@@ -253,7 +236,7 @@ func readHouseFile(p string, src []byte, ignored constraint.Expr) (f houseFile, 
 		}
 		f.imports = append(f.imports, im)
 	}
-	return f, false, nil
+	return f, nil
 }
 
 // within reports whether p is dir or inside it. Nothing but the root itself is
@@ -635,7 +618,6 @@ func goodHouse() map[string]string {
 	own := func(p string) string { return strconv.Quote(path.Join(houseModule, p)) }
 	return map[string]string{
 		"firmseal.go":                         "// Package firmseal is small.\npackage firmseal\nimport _ \"golang.org/x/mod/sumdb/note\"\n",
-		"pin.go":                              "//go:build deps_pin\n\npackage firmseal\nimport _ \"cel.dev/cel-go/cel\"\n",
 		"firmseal_test.go":                    "package firmseal_test\nimport _ " + own("internal/peertest") + "\n",
 		"internal/problem/problem.go":         "// Package problem is one.\npackage problem\nimport _ " + own("") + "\n",
 		"internal/alg/alg.go":                 "// Package alg is one.\npackage alg\nimport _ " + own("internal/problem") + "\n",
