@@ -3,16 +3,28 @@ package fit_test
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
 	"testing"
 
-	"github.com/firmseal/firmseal/internal/alg"
 	"github.com/firmseal/firmseal/internal/image"
 	"github.com/firmseal/firmseal/internal/image/fit"
 	"github.com/firmseal/firmseal/internal/image/fit/fitdemo"
 )
 
+// fixed is the same key in every process: a fuzzer's workers must find the
+// coordinator's seeds right.
+func fixed(t testing.TB) key {
+	t.Helper()
+	k, err := ecdsa.ParseRawPrivateKey(elliptic.P256(), bytes.Repeat([]byte{7}, 32))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return wrap(t, "dev", k)
+}
+
 func seedFITs(f *testing.F) (k key, signed []byte) {
-	k = shared(f, "dev", alg.P256)
+	k = fixed(f)
 	plain := fitdemo.FIT("1.0.0", "conf-1", "conf-2")
 	f.Add(plain)
 	s, err := fit.New().Plan(f.Context(), image.Bytes(plain), nil, []image.PublicMaterial{k.material("")})
@@ -106,7 +118,7 @@ func FuzzPlan(f *testing.F) {
 
 // FuzzResume: no state but the one that was written is taken.
 func FuzzResume(f *testing.F) {
-	k := shared(f, "dev", alg.P256)
+	k := fixed(f)
 	plain := fitdemo.FIT("1.0.0")
 	s, err := fit.New().Plan(f.Context(), image.Bytes(plain), nil, []image.PublicMaterial{k.material("")})
 	if err != nil {

@@ -244,6 +244,10 @@ func outline(t *fdt.Tree) (imgs, confs *fdt.Node, err error) {
 	if len(confs.Nodes) > maxConfigs {
 		return nil, nil, malformed("the FIT has more than %d configurations", maxConfigs).Seen("%d", len(confs.Nodes))
 	}
+	if d, _ := confs.Strs(propDefault); len(d) > 0 && d[0] != "" && confs.Child(d[0]) == nil {
+		return nil, nil, malformed("the FIT's default configuration %q is not there", printable(d[0])).
+			Seen("configurations: %s", childNames(confs)).WithHint("correct default in the source")
+	}
 	var walk func(n *fdt.Node, path string) error
 	walk = func(n *fdt.Node, path string) error {
 		for _, c := range n.Nodes {

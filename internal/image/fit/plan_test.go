@@ -45,6 +45,7 @@ func TestPlanRefuses(t *testing.T) {
 		{"changed data", flip(t, plain, fitdemo.Line), fit.PlanOptions{}, alg.P256, problem.SigInvalid},
 		{"unit address", change(func(r *fdt.Node) { at(r, "images").Add("x@1").SetString("description", "x") }), fit.PlanOptions{}, alg.P256, problem.ImageMalformed},
 		{"no configuration", change(func(r *fdt.Node) { r.Remove(r.Child("configurations")) }), fit.PlanOptions{}, alg.P256, problem.ImageMalformed},
+		{"a default that is not there", change(func(r *fdt.Node) { at(r, "configurations").SetString("default", "conf-9") }), fit.PlanOptions{}, alg.P256, problem.ImageMalformed},
 		{"an image that is not there", change(func(r *fdt.Node) { at(r, "configurations/conf-1").SetString("ramdisk", "initrd-1") }), fit.PlanOptions{}, alg.P256, problem.ImageMalformed},
 		{"only a weak hash, kept", change(func(r *fdt.Node) {
 			at(r, "images/kernel-1/hash-1").SetString("algo", "crc32")
