@@ -168,7 +168,7 @@ type Key struct {
 type NewKey struct {
 	Name        string `json:"name" doc:"name; never reused"`
 	Backend     string `json:"backend,omitempty" doc:"backend scheme; soft if empty"`
-	Type        string `json:"type" enum:"p256,p384,ed25519,rsa2048,rsa3072,rsa4096" doc:"key type"`
+	Type        string `json:"type,omitempty" enum:"p256,p384,ed25519,rsa2048,rsa3072,rsa4096" doc:"key type; empty: what suits the format best"`
 	Purpose     string `json:"purpose" enum:"firmware,seal" doc:"what it will sign"`
 	Environment string `json:"environment" enum:"test,production" doc:"environment; for ever"`
 	Product     string `json:"product,omitempty" doc:"firmware keys: product; for ever"`

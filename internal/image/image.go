@@ -382,14 +382,15 @@ type OptionHelp struct {
 	Text string `json:"text"`
 }
 
-// FormatHelp is what a format says of itself: what it is, and the options that
-// Plan, Verify and ExportTrust take.
+// FormatHelp is what a format says of itself: what it is, which keys its
+// verifiers can check, and the options that Plan, Verify and ExportTrust take.
 type FormatHelp struct {
-	Name    string       `json:"name"`
-	Summary string       `json:"summary"`
-	Options []OptionHelp `json:"options"`
-	Target  []OptionHelp `json:"target"`
-	Trust   []OptionHelp `json:"trust"`
+	Name     string        `json:"name"`
+	Summary  string        `json:"summary"`
+	KeyTypes []alg.KeyType `json:"key_types"` // the one to propose first
+	Options  []OptionHelp  `json:"options"`
+	Target   []OptionHelp  `json:"target"`
+	Trust    []OptionHelp  `json:"trust"`
 }
 
 // Describer is an optional interface of a Format that explains its options.
