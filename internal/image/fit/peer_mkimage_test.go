@@ -281,3 +281,33 @@ func TestPeerUBootHashedNodes(t *testing.T) {
 		t.Errorf("Inspect does not tell: %v %v", rep.Findings, err)
 	}
 }
+
+// TestPeerUBootLegacy shows what a FIT signature cannot prevent: a U-Boot with
+// LEGACY_IMAGE_FORMAT boots an unsigned uImage in spite of its required key.
+// Our Verify is asked about FIT images and does not call it one.
+func TestPeerUBootLegacy(t *testing.T) {
+	board := uboottest.Find(t)
+	k := shared(t, "dev", alg.RSA2048)
+	control, err := fit.AddKeys(board.Tree, []image.PublicMaterial{k.material("")}, fit.TrustOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := workshop(t, k)
+	command(t, dir, peertest.Tool(t, "mkimage"), "-A", "arm64", "-O", "linux", "-T", "kernel", "-C", "none",
+		"-a", "0x40200000", "-e", "0x40200000", "-d", "kernel", "uImage")
+	b, err := os.ReadFile(filepath.Join(dir, "uImage"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	said := board.Run(t, control, b, "bootm "+uboottest.LoadAddress+" - ${fdtcontroladdr}")
+	t.Logf("U-Boot says:\n%s", said)
+	if !strings.Contains(said, "Verifying Checksum ... OK") || !strings.Contains(said, fitdemo.Line+"7.0.0") {
+		t.Error("this U-Boot does not boot legacy images: the bypass is closed here")
+	}
+	if err := verify(t, b, trust(k), debian).Refusal(); !problem.Has(err, problem.ImageUnknownFormat) {
+		t.Errorf("ours: %v", err)
+	}
+	if s := fit.New().Detect(bytes.NewReader(b), int64(len(b))); s != image.No {
+		t.Errorf("Detect takes a uImage for a FIT: %d", s)
+	}
+}
