@@ -397,3 +397,10 @@ type FormatHelp struct {
 type Describer interface {
 	Help() FormatHelp
 }
+
+// TrustInstaller is an optional interface of a Format whose trust lives inside
+// a file that the device has already (FIT: the control device tree). It returns
+// base with the keys added; what else base trusts stays.
+type TrustInstaller interface {
+	InstallTrust(base []byte, pub []PublicMaterial, o Options) ([]byte, error)
+}

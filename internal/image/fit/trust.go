@@ -39,16 +39,32 @@ type exportOptions struct {
 	AllowUnsigned bool   `json:"allow_unsigned,omitempty"`
 }
 
+// InstallTrust is AddKeys with the options of ExportTrust.
+func (Format) InstallTrust(base []byte, pub []image.PublicMaterial, o image.Options) ([]byte, error) {
+	opt, err := trustOptions(o)
+	if err != nil {
+		return nil, err
+	}
+	return AddKeys(base, pub, opt)
+}
+
+func trustOptions(o image.Options) (TrustOptions, error) {
+	var all exportOptions
+	if err := image.DecodeOptions(name, o, &all); err != nil {
+		return TrustOptions{}, err
+	}
+	return TrustOptions{
+		KeyNameHint: all.KeyNameHint, Padding: all.Padding,
+		RequiredMode: all.RequiredMode, AllowUnsigned: all.AllowUnsigned,
+	}, nil
+}
+
 // ExportTrust makes a source fragment to include into the board's control
 // device tree, and the same nodes as a device tree of their own.
 func (Format) ExportTrust(pub []image.PublicMaterial, o image.Options) ([]image.Artifact, error) {
-	var all exportOptions
-	if err := image.DecodeOptions(name, o, &all); err != nil {
+	opt, err := trustOptions(o)
+	if err != nil {
 		return nil, err
-	}
-	opt := TrustOptions{
-		KeyNameHint: all.KeyNameHint, Padding: all.Padding,
-		RequiredMode: all.RequiredMode, AllowUnsigned: all.AllowUnsigned,
 	}
 	t := fdt.New()
 	if err := addKeys(t, pub, opt); err != nil {
