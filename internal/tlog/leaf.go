@@ -1,9 +1,11 @@
 package tlog
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
+	"slices"
 	"strconv"
 	"unicode/utf8"
 
@@ -51,6 +53,7 @@ func canonical(l *firmseal.Leaf) ([]byte, error) {
 	e.yes("resumed", l.Resumed)
 	e.str("rule", l.Rule, false)
 	e.str("seal_key", l.SealKey, false)
+	e.str("session", l.Session, false)
 	e.str("statement", l.Statement, false)
 	e.str("subject", l.Subject, false)
 	e.num("time", l.Time, true)
@@ -160,7 +163,8 @@ type row struct {
 	idx                   int64
 	id, typ, request, key string
 	data                  []byte
-	hash                  tlog.Hash // of data
+	hash                  tlog.Hash      // of data
+	leaf                  *firmseal.Leaf // what data says; nil until it was read
 }
 
 func newRow(l *firmseal.Leaf) (*row, error) {
@@ -168,7 +172,9 @@ func newRow(l *firmseal.Leaf) (*row, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &row{typ: l.Type, request: l.Request, key: l.Key, data: data, hash: tlog.RecordHash(data)}
+	own := *l
+	own.Inputs = slices.Clone(l.Inputs)
+	r := &row{typ: l.Type, request: l.Request, key: l.Key, data: data, hash: tlog.RecordHash(data), leaf: &own}
 	r.id = leafID(l.Time, r.hash)
 	return r, nil
 }
@@ -187,5 +193,11 @@ func (r *row) check() (*firmseal.Leaf, error) {
 		return nil, altered("the row of leaf %d was changed", r.idx).
 			Seen("type, request or key are not what the leaf says")
 	}
+	r.leaf = l
 	return l, nil
+}
+
+// same compares all that the table has of two leaves.
+func (r *row) same(o *row) bool {
+	return r.idx == o.idx && r.id == o.id && r.typ == o.typ && r.request == o.request && r.key == o.key && bytes.Equal(r.data, o.data)
 }

@@ -58,7 +58,7 @@ type Log struct {
 
 	// fresh are the leaves of the commit group that is open, on SQLite. Owned by
 	// the database's writer, which runs Append and sequence.
-	fresh []freshLeaf
+	fresh []*row
 
 	// committed is the durable tree. It is grown by the database's writer on
 	// SQLite and by run on PostgreSQL; everybody may read it.
@@ -92,11 +92,6 @@ type published struct {
 	root       tlog.Hash
 	checkpoint []byte        // nil before the first
 	next       chan struct{} // closed when this is no longer what counts
-}
-
-type freshLeaf struct {
-	id   string
-	hash tlog.Hash
 }
 
 // Pending is a leaf that a transaction has written. ID is stored by callers
@@ -305,7 +300,7 @@ func (l *Log) Wait(ctx context.Context, p Pending) (int64, error) {
 	for {
 		pub := l.pub.Load()
 		if !known {
-			if idx, known = l.recent.get(p.ID); !known {
+			if idx, known = l.recent.index(p.ID); !known {
 				var err error
 				if idx, known, err = l.lookup(ctx, p.ID); err != nil {
 					return 0, err
@@ -590,34 +585,4 @@ func (l *Log) Adopt(ctx context.Context, actor string) error {
 	}
 	_, err = l.Wait(ctx, p)
 	return err
-}
-
-// recent remembers the indices of the last leaves, for their Wait.
-type recent struct {
-	mu  sync.Mutex
-	m   map[string]int64
-	old map[string]int64
-}
-
-// recentMax is the size of each of two generations.
-const recentMax = 4096
-
-func (r *recent) put(id string, idx int64) {
-	if _, ok := r.m[id]; ok {
-		return // equal leaves: the first counts
-	}
-	if r.m == nil || len(r.m) >= recentMax {
-		r.old, r.m = r.m, make(map[string]int64, recentMax)
-	}
-	r.m[id] = idx
-}
-
-func (r *recent) get(id string) (int64, bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if idx, ok := r.m[id]; ok {
-		return idx, true
-	}
-	idx, ok := r.old[id]
-	return idx, ok
 }

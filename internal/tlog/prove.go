@@ -20,7 +20,7 @@ import (
 type Entry struct {
 	Index int64
 	ID    string
-	Data  []byte // canonical; what is hashed
+	Data  []byte // canonical; what is hashed; shared, so not to be changed
 	Leaf  firmseal.Leaf
 }
 
@@ -43,15 +43,7 @@ func (l *Log) entry(ctx context.Context, where string, arg any) (Entry, error) {
 	}); err != nil {
 		return Entry{}, err
 	}
-	return r.entry()
-}
-
-func (r *row) entry() (Entry, error) {
-	leaf, err := r.check()
-	if err != nil {
-		return Entry{}, err
-	}
-	return Entry{r.idx, r.id, r.data, *leaf}, nil
+	return l.recent.entry(&r)
 }
 
 // Query filters leaves; empty members match all.
@@ -80,6 +72,9 @@ func (l *Log) Find(ctx context.Context, q Query) ([]Entry, error) {
 			text += ` AND ` + f.column + ` = $` + strconv.Itoa(len(args)) + ` AND ` + f.column + ` <> ''`
 		}
 	}
+	if q.Type != "" && l.none(q.Type, q.From) {
+		return nil, nil
+	}
 	var out []Entry
 	err := l.db.View(ctx, func(tx *db.Tx) error {
 		rows, err := tx.Query(text+` ORDER BY idx LIMIT $2`, args...)
@@ -91,7 +86,7 @@ func (l *Log) Find(ctx context.Context, q Query) ([]Entry, error) {
 			if err := rows.Scan(&r.idx, &r.id, &r.typ, &r.request, &r.key, &r.data); err != nil {
 				return err
 			}
-			e, err := r.entry()
+			e, err := l.recent.entry(&r)
 			if err != nil {
 				return err
 			}
@@ -99,7 +94,37 @@ func (l *Log) Find(ctx context.Context, q Query) ([]Entry, error) {
 		}
 		return rows.Err()
 	})
+	if err == nil && q.Type != "" && q.Request == "" && q.Key == "" && len(out) < q.Limit {
+		last := q.From - 1
+		if len(out) > 0 {
+			last = out[len(out)-1].Index
+		}
+		l.found(q.Type, last)
+	}
 	return out, err
+}
+
+// Included gives a leaf that is in the tree of the published checkpoint: its row
+// was read, and its bytes were led up to the root. It is what Proof proves, for
+// those who need not carry the proof to anybody. Errors are those of Proof.
+func (l *Log) Included(ctx context.Context, id string) (Entry, error) {
+	p, e, err := l.publishedEntry(ctx, id)
+	if err != nil {
+		return Entry{}, err
+	}
+	_, err = l.path(ctx, p, e)
+	return e, err
+}
+
+// Check is Included for an entry that Leaf or Find gave: nil where its bytes
+// lead to the published root.
+func (l *Log) Check(ctx context.Context, e Entry) error {
+	p, err := l.published()
+	if err != nil {
+		return err
+	}
+	_, err = l.path(ctx, p, e)
+	return err
 }
 
 // Proof gives the C2SP .tlog-proof of a leaf under the published checkpoint,
@@ -122,25 +147,40 @@ func (l *Log) Proof(ctx context.Context, index int64) ([]byte, error) {
 // ProofOf is Proof by the id of [Pending]. Where equal leaves were logged, it
 // proves the first.
 func (l *Log) ProofOf(ctx context.Context, id string) ([]byte, error) {
-	p, err := l.published()
-	if err != nil {
-		return nil, err
-	}
-	e, err := l.entry(ctx, `id = $1 ORDER BY idx LIMIT 1`, id)
-	if errors.Is(err, db.ErrNotFound) {
-		// Committed and pending on PostgreSQL is another answer than unknown.
-		if _, _, err := l.lookup(ctx, id); err != nil {
-			return nil, err
-		}
-		return nil, problem.New(problem.LogNotIncluded, "leaf %s is not included yet", id)
-	}
+	p, e, err := l.publishedEntry(ctx, id)
 	if err != nil {
 		return nil, err
 	}
 	return l.prove(ctx, p, e)
 }
 
+// publishedEntry reads what is published, and then a leaf.
+func (l *Log) publishedEntry(ctx context.Context, id string) (*published, Entry, error) {
+	p, err := l.published()
+	if err != nil {
+		return nil, Entry{}, err
+	}
+	e, err := l.entry(ctx, `id = $1 ORDER BY idx LIMIT 1`, id)
+	if errors.Is(err, db.ErrNotFound) {
+		// Committed and pending on PostgreSQL is another answer than unknown.
+		if _, _, err := l.lookup(ctx, id); err != nil {
+			return nil, Entry{}, err
+		}
+		return nil, Entry{}, problem.New(problem.LogNotIncluded, "leaf %s is not included yet", id)
+	}
+	return p, e, err
+}
+
 func (l *Log) prove(ctx context.Context, p *published, e Entry) ([]byte, error) {
+	path, err := l.path(ctx, p, e)
+	if err != nil {
+		return nil, err
+	}
+	return marshalProof(e.Data, e.Index, path, p.checkpoint), nil
+}
+
+// path gives the verified way from a leaf's bytes to the published root.
+func (l *Log) path(ctx context.Context, p *published, e Entry) (tlog.RecordProof, error) {
 	if e.Index >= p.tree.size {
 		return nil, problem.New(problem.LogNotIncluded, "leaf %d is not included yet", e.Index).
 			Seen("the checkpoint is of size %d", p.tree.size)
@@ -153,7 +193,7 @@ func (l *Log) prove(ctx context.Context, p *published, e Entry) ([]byte, error) 
 		return nil, altered("leaf %d is not the one that was logged", e.Index).
 			Seen("its bytes do not lead to the published root").Because(err)
 	}
-	return marshalProof(e.Data, e.Index, path, p.checkpoint), nil
+	return path, nil
 }
 
 // marshalProof writes c2sp.org/tlog-proof@v1.

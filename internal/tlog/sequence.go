@@ -169,7 +169,7 @@ func (l *Log) genesis(ctx context.Context) error {
 			g.id, g.typ, g.request, g.key, g.data); err != nil {
 			return err
 		}
-		l.fresh = append(l.fresh[:0], freshLeaf{g.id, g.hash})
+		l.fresh = append(l.fresh[:0], g)
 		return nil
 	})
 }
@@ -209,7 +209,7 @@ func (l *Log) appendSQLite(tx *db.Tx, r *row) error {
 		return altered("the log's leaves were changed while it was open").
 			Seen("the next leaf got index %d where %d was expected", idx, l.committed.Load().size+int64(len(l.fresh)))
 	}
-	l.fresh = append(l.fresh[:i], freshLeaf{r.id, r.hash})
+	l.fresh = append(l.fresh[:i], r)
 	return nil
 }
 
@@ -245,8 +245,9 @@ func (l *Log) sequence(tx *db.Tx) error {
 	}
 	tx.AfterCommit(func() {
 		l.recent.mu.Lock()
-		for i, f := range fresh[:n] {
-			l.recent.put(f.id, old.size+int64(i))
+		for i, r := range fresh[:n] {
+			r.idx = old.size + int64(i)
+			l.recent.add(r)
 		}
 		l.recent.mu.Unlock()
 		l.committed.Store(&next)
@@ -327,7 +328,7 @@ func (l *Log) passOnce(ctx context.Context) (int, error) {
 	if next.size > old.size {
 		l.recent.mu.Lock()
 		for i := range rows {
-			l.recent.put(rows[i].id, rows[i].idx)
+			l.recent.add(&rows[i])
 		}
 		l.recent.mu.Unlock()
 		l.committed.Store(&next)
