@@ -39,6 +39,7 @@ type Leaf struct {
 	Result    string      `json:"result,omitempty"`    // sign.outcome: "sealed", or "failed" with Code
 	Code      Code        `json:"code,omitempty"`      // why it failed or was denied
 	Unseen    bool        `json:"bytes_unseen,omitempty"`
+	Session   string      `json:"session,omitempty"` // sign.attempt: hex SHA-256 of the session that the request keeps from its earlier rounds, if any
 
 	// Subject names what an administrative change is about: a key's or token's
 	// name or id, "policy".
@@ -60,6 +61,7 @@ const (
 	LeafRequest     = "sign.request" // a request was accepted or denied
 	LeafIntent      = "sign.intent"  // the ticket was redeemed: policy, key state and counter were right in that transaction
 	LeafAttempt     = "sign.attempt" // a key is about to be used
+	LeafResume      = "sign.resume"  // a person let a request go on whose attempt has an unknown outcome
 	LeafOutcome     = "sign.outcome" // the finished file was verified and may be sealed, or the request failed
 	LeafKeyCreate   = "key.create"
 	LeafKeyRetire   = "key.retire"
@@ -91,7 +93,7 @@ func ParseLeaf(data []byte) (Leaf, error) {
 		Record: o.optStr("record"), Request: o.optStr("request"), Key: o.optStr("key"), Policy: o.optStr("policy"),
 		Decision: o.optStr("decision"), Rule: o.optStr("rule"), Resumed: o.optBool("resumed"),
 		Input: o.optStr("input"), Output: o.optStr("output"), Statement: o.optStr("statement"), SealKey: o.optStr("seal_key"),
-		Result: o.optStr("result"), Code: Code(o.optStr("code")), Unseen: o.optBool("bytes_unseen"), Subject: o.optStr("subject"),
+		Session: o.optStr("session"), Result: o.optStr("result"), Code: Code(o.optStr("code")), Unseen: o.optBool("bytes_unseen"), Subject: o.optStr("subject"),
 	}
 	if o.has("attempt") {
 		l.Attempt = o.number("attempt")

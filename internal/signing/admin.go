@@ -13,7 +13,6 @@ import (
 	"github.com/firmseal/firmseal/internal/keys"
 	"github.com/firmseal/firmseal/internal/problem"
 	"github.com/firmseal/firmseal/internal/release"
-	"github.com/firmseal/firmseal/internal/tlog"
 )
 
 // CreateToken makes an API token and its leaf. The secret is in the answer and
@@ -84,31 +83,6 @@ func keyByID(tx *db.Tx, project, id string) (KeyRecord, error) {
 		return KeyRecord{}, err
 	}
 	return KeyRecord{}, altered("the seal keys").Seen("the log names seal key %s, which has no row", id)
-}
-
-// newestLeaf gives the newest leaf of a type about a subject, proven.
-func (s *Service) newestLeaf(ctx context.Context, kind, subject string) (foundLeaf, error) {
-	id := ""
-	for q := (tlog.Query{Type: kind}); ; {
-		es, err := s.log.Find(ctx, q)
-		if err != nil {
-			return foundLeaf{}, err
-		}
-		if len(es) == 0 {
-			break
-		}
-		for _, e := range es {
-			if e.Leaf.Subject == subject {
-				id = e.ID
-			}
-		}
-		q.From = es[len(es)-1].Index + 1
-	}
-	if id == "" {
-		return foundLeaf{}, altered("the log").Seen("it has no %s entry about %s", kind, subject)
-	}
-	leaf, err := s.provenLeaf(ctx, id)
-	return foundLeaf{leaf, id}, err
 }
 
 // trustRoot is what the workspace's own seals are checked with, and what

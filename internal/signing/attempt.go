@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/firmseal/firmseal"
@@ -85,9 +86,6 @@ func insertAttempt(tx *db.Tx, request string, a Attempt) error {
 
 // closeAttempt ends an attempt that must still be as this process opened it.
 func closeAttempt(tx *db.Tx, request string, a Attempt, state string, code problem.Code) error {
-	if err := sameAttempt(tx, request, a); err != nil {
-		return err
-	}
 	res, err := tx.Exec(`UPDATE signing_attempt SET state = $3, closed = $4, code = $5 WHERE request = $1 AND n = $2 AND state = $6`,
 		request, a.N, state, db.Now(), string(code), attemptOpen)
 	if err != nil {
@@ -97,23 +95,6 @@ func closeAttempt(tx *db.Tx, request string, a Attempt, state string, code probl
 		return err
 	} else if n != 1 {
 		return altered("attempt %d of request %s", a.N, request).Seen("it is no longer open")
-	}
-	return nil
-}
-
-// sameAttempt holds an attempt's row against what this process wrote.
-func sameAttempt(tx *db.Tx, request string, a Attempt) error {
-	rows, err := attempts(tx, request)
-	if err != nil {
-		return err
-	}
-	if len(rows) != a.N {
-		return altered("the attempts of request %s", request).Seen("there are %d rows, the last should be number %d", len(rows), a.N)
-	}
-	now := rows[len(rows)-1]
-	if now.N != a.N || now.Purpose != a.Purpose || now.Round != a.Round || now.KeyID != a.KeyID || now.leaf != a.leaf ||
-		now.State != attemptOpen || now.Resumed != a.Resumed || now.Opened != a.Opened || !sameInputs(now.Inputs, a.Inputs) {
-		return altered("attempt %d of request %s", a.N, request).Seen("its row is not what was written")
 	}
 	return nil
 }
@@ -130,39 +111,27 @@ func sameInputs(a, b []firmseal.LeafInput) bool {
 	return true
 }
 
-// lost makes a request unknown whose last attempt a crash left open: nobody can
-// know whether the key was used, and a person decides. It reports false when
-// the attempt was closed meanwhile.
-func (s *Service) lost(ctx context.Context, v row) (bool, error) {
-	lost := false
+// lost makes a request unknown whose last attempt nobody holds: nobody can know
+// whether the key was used, and a person decides.
+func (s *Service) lost(ctx context.Context, v row, p past) error {
+	a := p.last()
 	err := s.db.Update(ctx, func(tx *db.Tx) error {
-		lost = false
-		a, open, err := openAttemptOf(tx, v.id)
-		if err != nil || !open {
-			return err
-		}
 		if err := s.expect(tx, v, v.state); err != nil {
 			return err
 		}
-		lost = true
+		if err := sameAttempts(tx, v.id, p.attempts); err != nil {
+			return err
+		}
 		return s.unknown(tx, v, problem.New(problem.RequestUnknown, "the outcome of attempt %d of request %s is unknown", a.N, v.id).
 			Seen("the server stopped while key %s may have been in use; nothing was released", a.KeyID).
 			WithHint("firmseal request resume %s", v.id))
 	})
-	if lost && err == nil {
-		s.metrics.SignRequest(telemetry.Unknown)
-		s.changed(v.id)
+	if err != nil {
+		return err
 	}
-	return lost, err
-}
-
-// openAttemptOf gives a request's last attempt, if it is open.
-func openAttemptOf(tx *db.Tx, request string) (Attempt, bool, error) {
-	all, err := attempts(tx, request)
-	if err != nil || len(all) == 0 || all[len(all)-1].State != attemptOpen {
-		return Attempt{}, false, err
-	}
-	return all[len(all)-1], true, nil
+	s.metrics.SignRequest(telemetry.Unknown)
+	s.changed(v.id)
+	return nil
 }
 
 func (s *Service) unknown(tx *db.Tx, v row, p *problem.Error) error {
@@ -185,11 +154,19 @@ type saved struct {
 
 // progress is a signing in the hands of this process.
 type progress struct {
-	v    row
+	v    row // as it must be in the database
 	r    Request
 	keys map[string]keys.Key // by key id
-	open *Attempt            // the attempt that the next transaction closes
+	past []Attempt           // as they must be in the database
+	open bool                // the last of past is open: the next transaction closes it
 	keep *saved              // and what it stores with that
+}
+
+// closed marks the last attempt in memory, after its transaction.
+func (p *progress) closed(state string) {
+	p.past = slices.Clone(p.past)
+	p.past[len(p.past)-1].State = state
+	p.open = false
 }
 
 // use lets one key make the signatures of one round. It opens an attempt,
@@ -213,18 +190,13 @@ func (s *Service) use(ctx context.Context, p *progress, round int, keyID string,
 		if err != nil {
 			return nil, err
 		}
-		if err := s.db.View(ctx, func(tx *db.Tx) error {
-			if err := s.stillKey(tx, p.r, k); err != nil {
-				return err
-			}
-			return sameAttempt(tx, p.v.id, a)
-		}); err != nil {
-			return nil, err
-		}
 		var sigs []image.Signature
 		for _, q := range reqs {
 			t := &keys.Ticket{Request: p.v.document, Leaf: leaf, Proof: proof, Slot: q.Slot, Alg: q.Alg, Kind: q.Kind, Input: q.Input}
 			s.step("key.use")
+			if err := s.ready(ctx, p, k, Signing); err != nil {
+				return nil, err
+			}
 			began := time.Now()
 			var sig []byte
 			sig, err = k.Sign(ctx, t)
@@ -251,7 +223,19 @@ func (s *Service) use(ctx context.Context, p *progress, round int, keyID string,
 	}
 }
 
-// stillKey holds the key's row against the key just before it is used.
+// ready is the last look before a key is used: the rows that permit the use are
+// as this process holds them, and the key's own row is as the key is.
+func (s *Service) ready(ctx context.Context, p *progress, k keys.Key, state State) error {
+	return s.db.View(ctx, func(tx *db.Tx) error {
+		if err := s.stillKey(tx, p.r, k); err != nil {
+			return err
+		}
+		return s.unchanged(tx, p.v, state, p.past)
+	})
+}
+
+// stillKey holds the key's row against the key and the log just before it is
+// used.
 func (s *Service) stillKey(tx *db.Tx, r Request, k keys.Key) error {
 	i := k.Info()
 	rec, err := readKey(tx, i.Name)
@@ -261,52 +245,69 @@ func (s *Service) stillKey(tx *db.Tx, r Request, k keys.Key) error {
 	if rec.ID() != i.ID() || rec.Binding != i.Binding || rec.URI != i.URI || rec.Project != r.Project {
 		return altered("key %s", i.Name).Seen("the database says %+v of project %s, the key itself %+v", rec.Binding, rec.Project, i.Binding)
 	}
-	return nil
+	return s.book.holds(rec)
 }
 
-// openAttempt makes attempt n durable and puts its leaf into the log. The
-// attempt before it, if this process holds one, is closed as signed in the same
-// transaction.
+// openAttempt makes the next attempt durable, with its leaf. The attempt before
+// it, if this process holds one, is closed as signed in the same transaction.
 func (s *Service) openAttempt(ctx context.Context, p *progress, purpose keys.Purpose, round int, keyID string, inputs []firmseal.LeafInput) (Attempt, error) {
-	var a Attempt
+	a := Attempt{N: len(p.past) + 1, Purpose: purpose, Round: round, KeyID: keyID, Inputs: inputs, State: attemptOpen}
+	automatic := 0
+	for i, b := range p.past {
+		if b.Resumed {
+			automatic = 0
+		}
+		if b.Purpose != purpose || b.Round != round || b.KeyID != keyID {
+			continue
+		}
+		// A person resumes the request, never its bytes: the same key over
+		// the same inputs, or nothing.
+		if !sameInputs(b.Inputs, inputs) {
+			return Attempt{}, altered("request %s", p.v.id).Seen("attempt %d would be for other bytes than attempt %d", a.N, b.N)
+		}
+		automatic++
+		a.Resumed = i == len(p.past)-1 && b.State == attemptUnknown
+	}
+	if automatic >= MaxAutomaticAttempts && !a.Resumed {
+		return Attempt{}, altered("request %s", p.v.id).Seen("attempt %d would be one more than is made without a person", a.N)
+	}
+	session := p.v.session
+	if p.keep != nil {
+		var err error
+		if session, err = json.Marshal(*p.keep); err != nil {
+			return Attempt{}, err
+		}
+	}
+	state := Signing
+	if purpose == keys.Seal {
+		state, session = Sealing, p.v.session
+	}
 	s.step("attempt.commit")
 	_, err := s.append(ctx, func(tx *db.Tx) (firmseal.Leaf, func(string) error, error) {
-		state := Signing
-		if purpose == keys.Seal {
-			state = Sealing
-		}
 		if err := s.expect(tx, p.v, state); err != nil {
 			return firmseal.Leaf{}, nil, err
 		}
-		if p.open != nil {
-			if err := closeAttempt(tx, p.v.id, *p.open, attemptSigned, ""); err != nil {
+		if err := sameAttempts(tx, p.v.id, p.past); err != nil {
+			return firmseal.Leaf{}, nil, err
+		}
+		if err := ticketSpent(tx, p.v); err != nil {
+			return firmseal.Leaf{}, nil, err
+		}
+		if p.open {
+			if err := closeAttempt(tx, p.v.id, p.past[len(p.past)-1], attemptSigned, ""); err != nil {
 				return firmseal.Leaf{}, nil, err
 			}
 		}
 		if p.keep != nil {
-			if err := keepSession(tx, p.v.id, *p.keep); err != nil {
+			if err := keepSession(tx, p.v.id, session); err != nil {
 				return firmseal.Leaf{}, nil, err
 			}
 		}
-		before, err := attempts(tx, p.v.id)
-		if err != nil {
-			return firmseal.Leaf{}, nil, err
-		}
-		a = Attempt{N: len(before) + 1, Purpose: purpose, Round: round, KeyID: keyID, Inputs: inputs, State: attemptOpen, Opened: db.Now()}
-		for _, b := range before {
-			if b.Purpose != purpose || b.Round != round || b.KeyID != keyID {
-				continue
-			}
-			// A person resumes the request, never its bytes: the same key over
-			// the same inputs, or nothing.
-			if !sameInputs(b.Inputs, inputs) {
-				return firmseal.Leaf{}, nil, altered("request %s", p.v.id).Seen("attempt %d was for other bytes than attempt %d", a.N, b.N)
-			}
-			a.Resumed = b.State == attemptUnknown
-		}
+		a.Opened = db.Now()
 		leaf := firmseal.Leaf{
 			Type: firmseal.LeafAttempt, Actor: p.r.Actor, Request: p.v.id, Record: hexSum(p.v.document), Key: keyID,
 			Attempt: a.N, Resumed: a.Resumed, Inputs: inputs, Input: p.r.Input.SHA256, Unseen: p.r.BytesUnseen,
+			Session: sessionSum(session),
 		}
 		return leaf, func(id string) error {
 			a.leaf = id
@@ -316,7 +317,11 @@ func (s *Service) openAttempt(ctx context.Context, p *progress, purpose keys.Pur
 	if err != nil {
 		return Attempt{}, err
 	}
-	p.open, p.keep = &a, nil
+	if p.open {
+		p.closed(attemptSigned)
+	}
+	p.v.session = session
+	p.past, p.open, p.keep = append(slices.Clip(p.past), a), true, nil
 	return a, nil
 }
 
@@ -324,34 +329,34 @@ func (s *Service) openAttempt(ctx context.Context, p *progress, purpose keys.Pur
 // whether another may be made without a person.
 func (s *Service) unavailable(ctx context.Context, p *progress, cause error) (again bool, err error) {
 	pr := problem.Of(cause)
+	a := p.past[len(p.past)-1]
+	n := 0
+	for _, b := range p.past {
+		switch {
+		case b.Resumed:
+			n = 1
+		case b.Purpose == a.Purpose && b.Round == a.Round && b.KeyID == a.KeyID:
+			n++
+		}
+	}
+	again = n < MaxAutomaticAttempts
 	err = s.db.Update(ctx, func(tx *db.Tx) error {
-		if err := closeAttempt(tx, p.v.id, *p.open, attemptFailed, pr.Code); err != nil {
+		if err := sameAttempts(tx, p.v.id, p.past); err != nil {
 			return err
 		}
-		all, err := attempts(tx, p.v.id)
-		if err != nil {
+		if err := closeAttempt(tx, p.v.id, a, attemptFailed, pr.Code); err != nil {
 			return err
 		}
-		n := 0
-		for _, a := range all {
-			switch {
-			case a.Resumed:
-				n = 1
-			case a.Purpose == p.open.Purpose && a.Round == p.open.Round && a.KeyID == p.open.KeyID:
-				n++
-			}
-		}
-		again = n < MaxAutomaticAttempts
 		if again {
 			return nil
 		}
-		return s.unknown(tx, p.v, problem.New(problem.RequestUnknown, "key %s did not answer in %d attempts", p.open.KeyID, n).
+		return s.unknown(tx, p.v, problem.New(problem.RequestUnknown, "key %s did not answer in %d attempts", a.KeyID, n).
 			Seen("%s", pr.What).WithHint("when the key backend is back: firmseal request resume %s", p.v.id))
 	})
 	if err != nil {
 		return false, err
 	}
-	p.open = nil
+	p.closed(attemptFailed)
 	if !again {
 		s.metrics.SignRequest(telemetry.Unknown)
 		s.changed(p.v.id)
@@ -359,12 +364,8 @@ func (s *Service) unavailable(ctx context.Context, p *progress, cause error) (ag
 	return again, nil
 }
 
-func keepSession(tx *db.Tx, request string, k saved) error {
-	b, err := json.Marshal(k)
-	if err != nil {
-		return err
-	}
-	if _, err := tx.Exec(`UPDATE signing_request SET session = $2 WHERE id = $1`, request, b); err != nil {
+func keepSession(tx *db.Tx, request string, session []byte) error {
+	if _, err := tx.Exec(`UPDATE signing_request SET session = $2 WHERE id = $1`, request, session); err != nil {
 		return fmt.Errorf("keeping the session of request %s: %w", request, err)
 	}
 	return nil

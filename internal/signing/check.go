@@ -85,7 +85,7 @@ func (s *Service) request(ctx context.Context, v row) (Request, error) {
 	}
 	leaf, err := s.provenLeaf(ctx, v.leaf)
 	if err != nil {
-		return Request{}, err
+		return Request{}, unknownLeaf(err, "request %s", v.id)
 	}
 	if leaf.Type != firmseal.LeafRequest || leaf.Request != v.id || leaf.Record != hexSum(v.document) || leaf.Decision != "allow" || leaf.Policy != v.policy {
 		return Request{}, altered("request %s", v.id).Seen("the log has %s of request %s with record %s, decision %q", leaf.Type, leaf.Request, leaf.Record, leaf.Decision)
@@ -96,11 +96,11 @@ func (s *Service) request(ctx context.Context, v row) (Request, error) {
 // provenLeaf gives a leaf whose inclusion under the published checkpoint was
 // verified just now. A leaf row that was edited has no such proof.
 func (s *Service) provenLeaf(ctx context.Context, id string) (firmseal.Leaf, error) {
-	_, data, err := s.proof(ctx, id)
-	if err != nil {
+	if _, err := s.log.Wait(ctx, tlog.Pending{ID: id}); err != nil {
 		return firmseal.Leaf{}, err
 	}
-	return firmseal.ParseLeaf(data)
+	e, err := s.log.Included(ctx, id)
+	return e.Leaf, err
 }
 
 // proof gives the .tlog-proof of a leaf and the leaf's bytes.
@@ -117,11 +117,6 @@ func (s *Service) proof(ctx context.Context, id string) (proof, leaf []byte, err
 		return nil, nil, fmt.Errorf("parsing our own log proof: %w", err)
 	}
 	return proof, p.Extra, nil
-}
-
-type foundLeaf struct {
-	firmseal.Leaf
-	id string
 }
 
 // logged runs fn in a transaction together with the leaf that it returns, and

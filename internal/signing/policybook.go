@@ -14,6 +14,7 @@ import (
 	"github.com/firmseal/firmseal/internal/journal"
 	"github.com/firmseal/firmseal/internal/policy"
 	"github.com/firmseal/firmseal/internal/problem"
+	"github.com/firmseal/firmseal/internal/tlog"
 )
 
 // PolicyVersion is one applied policy document.
@@ -38,6 +39,7 @@ type policyCache struct {
 type compiledPolicy struct {
 	seq    int64
 	digest string
+	leaf   string
 	doc    *policy.Document
 }
 
@@ -125,50 +127,105 @@ func currentPolicy(tx *db.Tx, project string) (PolicyVersion, error) {
 	return v, nil
 }
 
-// inForce gives the compiled document in force, after holding its row against
-// the log: the document's bytes must be those that the project's newest
-// policy.apply leaf commits to.
-func (s *Service) inForce(ctx context.Context, tx *db.Tx, project string) (*policy.Document, error) {
-	v, err := currentPolicy(tx, project)
-	s.policies.mu.Lock()
-	cached, known := s.policies.m[project]
-	s.policies.mu.Unlock()
-	if err != nil {
-		if known {
-			return nil, altered("the policy of project %s", project).Seen("version %d was in force and its row is gone", cached.seq)
+// errPolicyMoved asks for provePolicy again: a newer policy was applied between
+// the proof and the transaction.
+var errPolicyMoved = errors.New("another policy is in force")
+
+// maxMoves bounds how often a transaction is tried again because what it rests
+// on was changed rightly while it began.
+const maxMoves = 5
+
+// provePolicy holds the row of the policy in force against the log, compiles it
+// and remembers both for inForce. It is called outside of a transaction, since
+// it reads the log.
+func (s *Service) provePolicy(ctx context.Context, project string) (*policy.Document, error) {
+	for range maxMoves {
+		doc, err := s.tryPolicy(ctx, project)
+		if !errors.Is(err, errPolicyMoved) {
+			return doc, err
 		}
+	}
+	return nil, altered("the policy of project %s", project).Seen("the log has a newer one than the newest row")
+}
+
+func (s *Service) tryPolicy(ctx context.Context, project string) (*policy.Document, error) {
+	v, err := s.Policy(ctx, project)
+	if err != nil && !problem.Has(err, problem.PolicyMissing) {
 		return nil, err
 	}
+	if err == nil {
+		if _, err := s.log.Wait(ctx, tlog.Pending{ID: v.leaf}); err != nil {
+			return nil, unknownLeaf(err, "policy version %d", v.Seq)
+		}
+	}
+	if err := s.follow(ctx); err != nil {
+		return nil, err
+	}
+	newest, ok := s.book.policyBefore(project, -1)
 	digest := hexSum(v.Document)
-	if digest != v.Digest {
+	switch {
+	case err != nil && !ok:
+		return nil, err // there never was one
+	case err != nil:
+		return nil, altered("the policy of project %s", project).Seen("the log has policy %s and there is no row", newest.digest)
+	case digest != v.Digest:
 		return nil, altered("policy version %d", v.Seq).Seen("its text hashes to %s, its row says %s", digest, v.Digest)
+	case newest.id != v.leaf || newest.digest != digest:
+		return nil, errPolicyMoved
 	}
-	if known {
-		switch {
-		case v.Seq < cached.seq:
-			return nil, altered("the policy of project %s", project).Seen("version %d was in force, the newest row is version %d", cached.seq, v.Seq)
-		case v.Seq == cached.seq && digest != cached.digest:
-			return nil, altered("policy version %d", v.Seq).Seen("it was %s and is now %s", cached.digest, digest)
-		case v.Seq == cached.seq:
-			return cached.doc, nil
-		}
-	}
-	leaf, err := s.newestLeaf(ctx, firmseal.LeafPolicyApply, project)
-	if err != nil {
-		return nil, err
-	}
-	if leaf.id != v.leaf || leaf.Record != digest {
-		return nil, altered("policy version %d", v.Seq).Seen("the log's newest policy is %s, the row's %s", leaf.Record, digest)
+	s.policies.mu.Lock()
+	cached := s.policies.m[project]
+	s.policies.mu.Unlock()
+	if cached.leaf == v.leaf && cached.digest == digest && cached.seq == v.Seq {
+		return cached.doc, nil
 	}
 	doc, err := policy.Parse(v.Document)
 	if err != nil {
 		return nil, fmt.Errorf("compiling the policy in force: %w", err)
 	}
 	s.policies.mu.Lock()
+	defer s.policies.mu.Unlock()
 	if s.policies.m == nil {
 		s.policies.m = make(map[string]compiledPolicy)
 	}
-	s.policies.m[project] = compiledPolicy{seq: v.Seq, digest: digest, doc: doc}
-	s.policies.mu.Unlock()
+	if v.Seq >= s.policies.m[project].seq {
+		s.policies.m[project] = compiledPolicy{seq: v.Seq, digest: digest, leaf: v.leaf, doc: doc}
+	}
 	return doc, nil
+}
+
+// inForce gives the document in force in tx, which must be the one that was
+// last proven, or errPolicyMoved.
+func (s *Service) inForce(tx *db.Tx, project string) (*policy.Document, error) {
+	s.policies.mu.Lock()
+	cached, known := s.policies.m[project]
+	s.policies.mu.Unlock()
+	v, err := currentPolicy(tx, project)
+	switch {
+	case err != nil && known && problem.Has(err, problem.PolicyMissing):
+		return nil, altered("the policy of project %s", project).Seen("version %d was in force and its row is gone", cached.seq)
+	case err != nil:
+		return nil, err
+	case !known || v.Seq > cached.seq:
+		return nil, errPolicyMoved
+	case v.Seq < cached.seq:
+		return nil, altered("the policy of project %s", project).Seen("version %d was in force, the newest row is version %d", cached.seq, v.Seq)
+	}
+	if digest := hexSum(v.Document); digest != cached.digest || v.Digest != cached.digest || v.leaf != cached.leaf {
+		return nil, altered("policy version %d", v.Seq).Seen("it was %s and is now %s", cached.digest, digest)
+	}
+	return cached.doc, nil
+}
+
+// withPolicy runs a transaction that calls inForce, and proves the policy first.
+func (s *Service) withPolicy(ctx context.Context, project string, run func() error) error {
+	for range maxMoves {
+		if _, err := s.provePolicy(ctx, project); err != nil {
+			return err
+		}
+		if err := run(); !errors.Is(err, errPolicyMoved) {
+			return err
+		}
+	}
+	return problem.New(problem.Conflict, "the policy changes faster than a request can be decided").WithHint("send it again")
 }

@@ -3,6 +3,7 @@ package signing
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -45,7 +46,15 @@ func (s *Service) runJob(ctx context.Context, j jobs.Job) error {
 		s.logger.ErrorContext(ctx, "signing step failed, will be tried again", "request", p.Request, "attempt", j.Attempt, "error", err)
 		return err
 	}
-	return s.fail(ctx, p.Request, err)
+	if _, rerr := s.row(ctx, p.Request); problem.Has(rerr, problem.NotFound) {
+		return jobs.GiveUp(err) // there is nothing to move and nobody to tell
+	}
+	if ferr := s.fail(ctx, p.Request, err); ferr != nil {
+		// A log that refuses takes no outcome. The request keeps its place, with
+		// the reason, until the log is put right.
+		return jobs.RetryAfter(errors.Join(ferr, s.note(ctx, p.Request, pr)), retryUnavailable)
+	}
+	return nil
 }
 
 const (
@@ -58,14 +67,7 @@ const (
 // run moves a request from state to state until it rests.
 func (s *Service) run(ctx context.Context, id string) error {
 	for {
-		var v row
-		var open bool
-		err := s.db.View(ctx, func(tx *db.Tx) (err error) {
-			if v, err = readRow(tx, id); err == nil {
-				_, open, err = openAttemptOf(tx, id)
-			}
-			return err
-		})
+		v, err := s.row(ctx, id)
 		if err != nil {
 			return err
 		}
@@ -76,22 +78,28 @@ func (s *Service) run(ctx context.Context, id string) error {
 		if err != nil {
 			return err
 		}
-		if open {
-			// This process holds no attempt here: whoever opened it is gone.
-			if lost, err := s.lost(ctx, v); err != nil || lost {
-				return err
-			}
-			continue
+		p, err := s.history(ctx, v, r)
+		if err != nil {
+			return err
+		}
+		// This process holds no attempt here: whoever opened the last one is
+		// gone, and nobody knows whether the key was used, also where its
+		// backend said that it did not answer.
+		if l := p.last(); l != nil && l.State != attemptUnknown {
+			return s.lost(ctx, v, p)
 		}
 		switch v.state {
 		case Queued:
 			err = s.redeem(ctx, v, r)
 		case Signing:
-			err = s.sign(ctx, v, r)
+			err = s.sign(ctx, v, r, p)
 		case Sealing:
-			err = s.seal(ctx, v, r, nil)
+			err = s.seal(ctx, &progress{v: v, r: r, past: p.attempts})
 		default:
 			return altered("request %s", id).Seen("its state is %q", v.state)
+		}
+		if errors.Is(err, errRests) {
+			return nil
 		}
 		if err != nil {
 			return err
@@ -131,9 +139,13 @@ func (s *Service) redeem(ctx context.Context, v row, r Request) error {
 		facts = rep.Facts
 	}
 	s.step("redeem.commit")
-	var refused *problem.Error
-	id, err := s.append(ctx, func(tx *db.Tx) (firmseal.Leaf, func(string) error, error) {
-		refused = nil
+	for _, ref := range r.Keys {
+		if _, err := s.heldKey(ctx, r.Project, ref.Name); err != nil && !problem.Has(err, problem.KeyRetired) {
+			return err
+		}
+	}
+	var id string
+	redeem := func(tx *db.Tx) (firmseal.Leaf, func(string) error, error) {
 		if err := s.expect(tx, v, Queued); err != nil {
 			return firmseal.Leaf{}, nil, err
 		}
@@ -143,7 +155,7 @@ func (s *Service) redeem(ctx context.Context, v row, r Request) error {
 		if err := release.Lock(tx, r.Project, r.Product, r.Environment); err != nil {
 			return firmseal.Leaf{}, nil, err
 		}
-		doc, err := s.inForce(ctx, tx, r.Project)
+		doc, err := s.inForce(tx, r.Project)
 		if err != nil {
 			return firmseal.Leaf{}, nil, err
 		}
@@ -155,8 +167,7 @@ func (s *Service) redeem(ctx context.Context, v row, r Request) error {
 			return firmseal.Leaf{}, nil, err
 		}
 		if !d.Allow {
-			refused = problem.New(d.Code, "%s", d.What).Seen("%s", d.Why).WithHint("%s", d.Next)
-			return firmseal.Leaf{}, nil, refused
+			return firmseal.Leaf{}, nil, d.Problem()
 		}
 		if err := release.Take(tx, release.Claim{
 			Request: r.ID, Project: r.Project, Product: r.Product, Environment: r.Environment, HardwareIDs: r.HardwareIDs,
@@ -169,14 +180,31 @@ func (s *Service) redeem(ctx context.Context, v row, r Request) error {
 			Decision: "allow", Rule: d.Rule, Input: r.Input.SHA256, Unseen: r.BytesUnseen,
 		}
 		return leaf, func(string) error { return s.move(tx, v, Signing, "") }, nil
-	})
-	if err != nil {
+	}
+	if err := s.withPolicy(ctx, r.Project, func() (err error) {
+		id, err = s.append(ctx, redeem)
+		return err
+	}); err != nil {
 		return err
 	}
 	s.changed(v.id)
 	s.step("intent.wait")
 	_, err = s.log.Wait(ctx, tlog.Pending{ID: id})
 	return err
+}
+
+// ticketSpent holds a redeemed ticket against its request.
+func ticketSpent(tx *db.Tx, v row) error {
+	var digest []byte
+	var policy string
+	var redeemed int64
+	if err := tx.QueryRow(`SELECT digest, policy, redeemed FROM signing_ticket WHERE request = $1`, v.id).Scan(&digest, &policy, &redeemed); err != nil {
+		return altered("the ticket of request %s", v.id).Seen("it cannot be read").Because(err)
+	}
+	if string(digest) != string(v.digest) || policy != v.policy || redeemed == 0 {
+		return altered("the ticket of request %s", v.id).Seen("it is for request digest %x under policy %s, redeemed at %d", digest, clip(policy), redeemed)
+	}
+	return nil
 }
 
 // redeemTicket spends the ticket, once.
@@ -251,14 +279,9 @@ func (s *Service) expect(tx *db.Tx, v row, state State) error {
 		return err
 	}
 	if now.state != state {
-		return problem.New(problem.RequestState, "request %s is %s", v.id, now.state).Seen("it was %s", state)
+		return altered("request %s", v.id).Seen("it is %q, it was %s", string(now.state), state)
 	}
-	if hexSum(now.document) != hexSum(v.document) || hexBytes(now.digest) != hexBytes(v.digest) || now.leaf != v.leaf ||
-		now.product != v.product || now.environment != v.environment || now.version != v.version || now.policy != v.policy ||
-		now.project != v.project || now.actor != v.actor {
-		return altered("request %s", v.id).Seen("its row changed between two steps")
-	}
-	return nil
+	return v.same(now)
 }
 
 // move changes a request's state and writes the journal.
@@ -282,7 +305,11 @@ func (s *Service) note(ctx context.Context, id string, p *problem.Error) error {
 	}
 	defer s.changed(id)
 	return s.db.Update(ctx, func(tx *db.Tx) error {
-		_, err := tx.Exec(`UPDATE signing_request SET problem = $2, updated = $3 WHERE id = $1`, id, text, db.Now())
+		v, err := readRow(tx, id)
+		if err != nil || v.state.Rests() {
+			return err
+		}
+		_, err = tx.Exec(`UPDATE signing_request SET problem = $2, updated = $3 WHERE id = $1`, id, text, db.Now())
 		return err
 	})
 }
@@ -319,7 +346,7 @@ func (s *Service) fail(ctx context.Context, id string, cause error) error {
 		leaf := firmseal.Leaf{Type: firmseal.LeafOutcome, Actor: "system", Request: id, Record: hexSum(v.document), Result: "failed", Code: p.Code}
 		return leaf, func(string) error { moved = true; return s.move(tx, v, Failed, text) }, nil
 	})
-	if err == errRests {
+	if errors.Is(err, errRests) {
 		return nil
 	}
 	if err == nil && moved {

@@ -4,7 +4,9 @@ import (
 	"context"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/firmseal/firmseal"
@@ -62,17 +64,18 @@ func (s *Service) plan(ctx context.Context, v row, r Request, f image.Format, sr
 
 // sign makes the signatures, writes the finished file, lets the format's own
 // verifier judge it, records the outcome and seals.
-func (s *Service) sign(ctx context.Context, v row, r Request) error {
+func (s *Service) sign(ctx context.Context, v row, r Request, before past) error {
 	f, err := s.formats.ByName(r.Format)
 	if err != nil {
 		return err
 	}
-	p := &progress{v: v, r: r, keys: map[string]keys.Key{}}
+	p := &progress{v: v, r: r, keys: map[string]keys.Key{}, past: before.attempts}
 	var pub []image.PublicMaterial
 	var anchors []image.TrustedKey
 	for _, ref := range r.Keys {
-		rec, err := s.Key(ctx, r.Project, ref.Name)
-		if err != nil {
+		// A key that was retired after the ticket was redeemed goes on.
+		rec, err := s.heldKey(ctx, r.Project, ref.Name)
+		if err != nil && !problem.Has(err, problem.KeyRetired) {
 			return err
 		}
 		k, err := s.open(ctx, rec)
@@ -96,9 +99,6 @@ func (s *Service) sign(ctx context.Context, v row, r Request) error {
 	}
 	sess, err := s.rounds(ctx, p, f, src, pub)
 	if err != nil {
-		if err == errRests {
-			return nil
-		}
 		return err
 	}
 
@@ -111,16 +111,12 @@ func (s *Service) sign(ctx context.Context, v row, r Request) error {
 	if err := s.judge(ctx, f, r, src, out, receipt, anchors); err != nil {
 		return err
 	}
-	seal, err := s.outcome(ctx, p, out, receipt)
-	if err != nil {
+	if err := s.outcome(ctx, p, out, receipt); err != nil {
 		return err
 	}
 	s.changed(v.id)
-	v, err = s.row(ctx, v.id)
-	if err != nil {
-		return err
-	}
-	return s.seal(ctx, v, r, seal)
+	s.step("outcome.wait")
+	return s.seal(ctx, p)
 }
 
 // rounds drives the session until it has all its signatures.
@@ -207,7 +203,7 @@ func (s *Service) embed(ctx context.Context, r Request, sess image.Session) (rel
 	s.step("embed.written")
 	name := r.Input.Name
 	if receipt.Detached {
-		name += ".sig"
+		name += detachedSuffix
 	}
 	return release.File{Name: name, SHA256: string(info.Digest), Size: info.Size}, receipt, nil
 }
@@ -258,58 +254,107 @@ func (s *Service) judge(ctx context.Context, f image.Format, r Request, src imag
 	return nil
 }
 
-const maxDetached = 64 << 10
+const (
+	maxDetached = 64 << 10
+	// detachedSuffix is added to the image's name for its signature file.
+	detachedSuffix = ".sig"
+)
+
+// sealer gives the newest active seal key of the request's environment, held
+// against the log and its backend.
+func (s *Service) sealer(ctx context.Context, r Request) (KeyRecord, error) {
+	var rec KeyRecord
+	if err := s.db.View(ctx, func(tx *db.Tx) (err error) {
+		rec, err = sealKey(tx, r.Project, keys.Environment(r.Environment))
+		return err
+	}); err != nil {
+		return KeyRecord{}, err
+	}
+	if err := s.holdKey(ctx, rec); err != nil {
+		return KeyRecord{}, err
+	}
+	_, err := s.open(ctx, rec)
+	return rec, err
+}
+
+// errSealerMoved asks for another seal key: the one that was looked at is no
+// longer the newest active one.
+var errSealerMoved = errors.New("another seal key is the newest")
 
 // outcome records that the finished file is right, and commits to the statement
 // that will be sealed. The outcome leaf is what permits the seal key's first
 // use, so the attempt on the seal key opens here.
-func (s *Service) outcome(ctx context.Context, p *progress, out release.File, receipt *image.Receipt) (*Attempt, error) {
-	var a Attempt
+func (s *Service) outcome(ctx context.Context, p *progress, out release.File, receipt *image.Receipt) error {
+	s.step("outcome.commit")
+	for range maxMoves {
+		sk, err := s.sealer(ctx, p.r)
+		if err != nil {
+			return err
+		}
+		if err := s.commitOutcome(ctx, p, sk, out, receipt); !errors.Is(err, errSealerMoved) {
+			return err
+		}
+	}
+	return problem.New(problem.Conflict, "the seal keys change faster than request %s can be sealed", p.v.id)
+}
+
+func (s *Service) commitOutcome(ctx context.Context, p *progress, sk KeyRecord, out release.File, receipt *image.Receipt) error {
 	rj, err := json.Marshal(receipt)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	s.step("outcome.commit")
-	_, err = s.append(ctx, func(tx *db.Tx) (firmseal.Leaf, func(string) error, error) {
+	var a Attempt
+	next := p.v
+	id, err := s.append(ctx, func(tx *db.Tx) (firmseal.Leaf, func(string) error, error) {
 		if err := s.expect(tx, p.v, Signing); err != nil {
 			return firmseal.Leaf{}, nil, err
 		}
-		if p.open != nil {
-			if err := closeAttempt(tx, p.v.id, *p.open, attemptSigned, ""); err != nil {
-				return firmseal.Leaf{}, nil, err
-			}
+		if err := sameAttempts(tx, p.v.id, p.past); err != nil {
+			return firmseal.Leaf{}, nil, err
 		}
-		before, err := attempts(tx, p.v.id)
+		if err := ticketSpent(tx, p.v); err != nil {
+			return firmseal.Leaf{}, nil, err
+		}
+		if err := closeAttempt(tx, p.v.id, p.past[len(p.past)-1], attemptSigned, ""); err != nil {
+			return firmseal.Leaf{}, nil, err
+		}
+		now, err := sealKey(tx, p.r.Project, keys.Environment(p.r.Environment))
 		if err != nil {
 			return firmseal.Leaf{}, nil, err
 		}
-		sk, err := sealKey(tx, p.r.Project, keys.Environment(p.r.Environment))
-		if err != nil {
-			return firmseal.Leaf{}, nil, err
+		if now.ID() != sk.ID() {
+			return firmseal.Leaf{}, nil, errSealerMoved
 		}
 		statement, err := s.statement(p.r, hexSum(p.v.document), p.v.policy, out, receipt)
 		if err != nil {
 			return firmseal.Leaf{}, nil, err
 		}
-		a = Attempt{N: len(before) + 1, Purpose: keys.Seal, KeyID: sk.ID(), State: attemptOpen, Opened: db.Now(), Inputs: sealInputs(statement)}
+		a = Attempt{N: len(p.past) + 1, Purpose: keys.Seal, KeyID: sk.ID(), State: attemptOpen, Opened: db.Now(), Inputs: sealInputs(statement)}
 		leaf := firmseal.Leaf{
 			Type: firmseal.LeafOutcome, Actor: p.r.Actor, Request: p.v.id, Record: hexSum(p.v.document), Policy: p.v.policy,
 			Input: p.r.Input.SHA256, Output: out.SHA256, Statement: hexSum(statement), SealKey: sk.ID(), Result: "sealed",
 			Attempt: a.N, Unseen: p.r.BytesUnseen,
 		}
+		next.receipt, next.output, next.outputSize, next.statement, next.session = string(rj), out.SHA256, out.Size, statement, nil
 		return leaf, func(id string) error {
 			a.leaf = id
 			if err := insertAttempt(tx, p.v.id, a); err != nil {
 				return err
 			}
 			if _, err := tx.Exec(`UPDATE signing_request SET receipt = $2, output = $3, output_size = $4, statement = $5, outcome = $6, session = NULL WHERE id = $1`,
-				p.v.id, string(rj), out.SHA256, out.Size, statement, id); err != nil {
+				p.v.id, next.receipt, next.output, next.outputSize, statement, id); err != nil {
 				return fmt.Errorf("recording the outcome of %s: %w", p.v.id, err)
 			}
 			return s.move(tx, p.v, Sealing, "")
 		}, nil
 	})
-	return &a, err
+	if err != nil {
+		return err
+	}
+	p.closed(attemptSigned)
+	next.outcome, next.state = id, Sealing
+	p.v, p.past, p.open = next, append(slices.Clip(p.past), a), true
+	return nil
 }
 
 // sealInputs describes a seal for the attempt's row. The digest is of the
@@ -337,12 +382,13 @@ func (s *Service) statement(r Request, digest, policy string, out release.File, 
 	}).Marshal()
 }
 
-// seal signs the statement and releases. held is the attempt that outcome
-// opened in this process; without one a new attempt is opened.
-func (s *Service) seal(ctx context.Context, v row, r Request, held *Attempt) error {
+// seal signs the statement and releases. The attempt that outcome opened in
+// this process is used; without one, after a crash, a new attempt is opened.
+func (s *Service) seal(ctx context.Context, p *progress) error {
+	v, r := p.v, p.r
 	proof, leafBytes, err := s.proof(ctx, v.outcome)
 	if err != nil {
-		return err
+		return unknownLeaf(err, "the outcome of request %s", v.id)
 	}
 	leaf, err := firmseal.ParseLeaf(leafBytes)
 	if err != nil {
@@ -352,62 +398,102 @@ func (s *Service) seal(ctx context.Context, v row, r Request, held *Attempt) err
 		leaf.Statement != hexSum(v.statement) || leaf.Output != v.output {
 		return altered("the outcome of request %s", v.id).Seen("the log commits to output %s and statement %s, the row has %s and %s", leaf.Output, leaf.Statement, v.output, hexSum(v.statement))
 	}
-	var rec KeyRecord
-	if err := s.db.View(ctx, func(tx *db.Tx) (err error) {
-		rec, err = keyByID(tx, r.Project, leaf.SealKey)
-		return err
-	}); err != nil {
+	if p.open {
+		// In the process that signed, the log is compared with it once more:
+		// whatever was written to the log's rows meanwhile ends here.
+		was, err := s.history(ctx, v, r)
+		if err != nil {
+			return err
+		}
+		if l := was.last(); l == nil || l.State != attemptOpen {
+			return altered("request %s", v.id).Seen("the seal key's attempt is not open")
+		}
+	}
+	rec, err := s.sealedBy(ctx, r, leaf.SealKey)
+	if err != nil {
 		return err
 	}
 	k, err := s.open(ctx, rec)
 	if err != nil {
 		return err
 	}
-	p := &progress{v: v, r: r}
-	if held == nil {
-		a, err := s.openAttempt(ctx, p, keys.Seal, 0, leaf.SealKey, sealInputs(v.statement))
-		if err != nil {
-			return err
-		}
-		// The key checks the outcome leaf; the attempt's own leaf is there so
-		// that each use of the key has one.
-		if _, err := s.provenLeaf(ctx, a.leaf); err != nil {
-			return err
-		}
-		held = &a
-	}
-	p.open = held
-	if err := s.db.View(ctx, func(tx *db.Tx) error { return sameAttempt(tx, v.id, *held) }); err != nil {
-		return err
-	}
-	id := alg.For(k.Info().Type)[0]
-	env, err := firmseal.Seal(v.statement, k.Info().SPKI, func(pae []byte) ([]byte, error) {
-		t := &keys.Ticket{Leaf: leafBytes, Proof: proof, Slot: "seal", Alg: id, Kind: alg.Message, Input: pae}
-		s.step("seal.use")
-		return k.Sign(ctx, t)
-	})
-	s.step("seal.used")
+	env, err := s.useSeal(ctx, p, k, leafBytes, proof)
 	if err != nil {
-		if problem.Has(err, problem.KeyUnavailable) && ctx.Err() == nil {
-			if _, err := s.unavailable(ctx, p, err); err != nil {
-				return err
-			}
-			return nil // run looks at the state again
-		}
 		return err
 	}
 	s.step("seal.verify")
-	if err := s.checkSeal(v, r, rec, env, proof); err != nil {
+	if err := s.checkSeal(p.v, r, rec, env, proof); err != nil {
 		return err
 	}
-	return s.release(ctx, v, r, *held, env, proof)
+	return s.release(ctx, p, env, proof)
+}
+
+// sealedBy gives the seal key that an outcome leaf names, held against the log.
+// One that was retired after the outcome finishes what it began.
+func (s *Service) sealedBy(ctx context.Context, r Request, id string) (KeyRecord, error) {
+	var rec KeyRecord
+	if err := s.db.View(ctx, func(tx *db.Tx) (err error) {
+		rec, err = keyByID(tx, r.Project, id)
+		return err
+	}); err != nil {
+		return KeyRecord{}, err
+	}
+	if err := s.holdKey(ctx, rec); err != nil && !problem.Has(err, problem.KeyRetired) {
+		return KeyRecord{}, err
+	}
+	return rec, nil
+}
+
+// useSeal lets the seal key sign, in attempts as any other key.
+func (s *Service) useSeal(ctx context.Context, p *progress, k keys.Key, leaf, proof []byte) ([]byte, error) {
+	scheme := alg.For(k.Info().Type)[0]
+	for {
+		if !p.open {
+			a, err := s.openAttempt(ctx, p, keys.Seal, 0, k.Info().ID(), sealInputs(p.v.statement))
+			if err != nil {
+				return nil, err
+			}
+			// The key checks the outcome leaf; the attempt's own leaf is there so
+			// that each use of the key has one.
+			if _, err := s.provenLeaf(ctx, a.leaf); err != nil {
+				return nil, err
+			}
+		}
+		s.step("seal.use")
+		if err := s.ready(ctx, p, k, Sealing); err != nil {
+			return nil, err
+		}
+		env, err := firmseal.Seal(p.v.statement, k.Info().SPKI, func(pae []byte) ([]byte, error) {
+			began := time.Now()
+			defer func() { s.metrics.KeyWait(time.Since(began)) }()
+			return k.Sign(ctx, &keys.Ticket{Leaf: leaf, Proof: proof, Slot: "seal", Alg: scheme, Kind: alg.Message, Input: pae})
+		})
+		s.step("seal.used")
+		if err == nil {
+			return env, nil
+		}
+		if !problem.Has(err, problem.KeyUnavailable) || ctx.Err() != nil {
+			return nil, err
+		}
+		again, err := s.unavailable(ctx, p, err)
+		if err != nil {
+			return nil, err
+		}
+		if !again {
+			return nil, errRests
+		}
+	}
 }
 
 // release is the last transaction: the request has its one release.
-func (s *Service) release(ctx context.Context, v row, r Request, a Attempt, env, proof []byte) error {
+func (s *Service) release(ctx context.Context, p *progress, env, proof []byte) error {
+	v, r := p.v, p.r
 	var receipt image.Receipt
 	if err := json.Unmarshal([]byte(v.receipt), &receipt); err != nil {
 		return altered("request %s", v.id).Seen("its receipt cannot be decoded").Because(err)
+	}
+	if err := s.asSealed(ctx, v, r, receipt); err != nil {
+		return err
 	}
 	pr, err := firmseal.ParseProof(proof)
 	if err != nil {
@@ -421,14 +507,17 @@ func (s *Service) release(ctx context.Context, v row, r Request, a Attempt, env,
 	}
 	if receipt.Detached {
 		rel.Image = release.File{Name: r.Input.Name, SHA256: r.Input.SHA256, Size: r.Input.Size}
-		rel.Signature = &release.File{Name: r.Input.Name + ".sig", SHA256: v.output, Size: v.outputSize}
+		rel.Signature = &release.File{Name: r.Input.Name + detachedSuffix, SHA256: v.output, Size: v.outputSize}
 	}
 	s.step("release.commit")
 	err = s.db.Update(ctx, func(tx *db.Tx) error {
 		if err := s.expect(tx, v, Sealing); err != nil {
 			return err
 		}
-		if err := closeAttempt(tx, v.id, a, attemptSigned, ""); err != nil {
+		if err := sameAttempts(tx, v.id, p.past); err != nil {
+			return err
+		}
+		if err := closeAttempt(tx, v.id, p.past[len(p.past)-1], attemptSigned, ""); err != nil {
 			return err
 		}
 		if err := release.Create(tx, rel); err != nil {
@@ -448,5 +537,29 @@ func (s *Service) release(ctx context.Context, v row, r Request, a Attempt, env,
 		s.metrics.SignLatency(time.Duration(rel.Created-v.buildTime) * time.Microsecond)
 	}
 	s.changed(v.id)
+	return nil
+}
+
+// asSealed holds what the catalogue will say of the files against the sealed
+// statement and the stored output: receipt and size are in no leaf.
+func (s *Service) asSealed(ctx context.Context, v row, r Request, receipt image.Receipt) error {
+	st, err := firmseal.ParseStatement(v.statement)
+	if err != nil {
+		return err
+	}
+	if receipt.Detached != (len(st.Subjects) == 2) || st.Subjects[len(st.Subjects)-1].SHA256 != v.output {
+		return altered("request %s", v.id).Seen("its receipt is of other files than its statement")
+	}
+	blobs, err := s.blobs(r.Project)
+	if err != nil {
+		return err
+	}
+	info, err := blobs.Stat(ctx, blob.Digest(v.output))
+	if err != nil {
+		return err
+	}
+	if info.Size != v.outputSize {
+		return altered("request %s", v.id).Seen("its output has %d bytes, its row says %d", info.Size, v.outputSize)
+	}
 	return nil
 }

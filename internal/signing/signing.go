@@ -32,8 +32,14 @@
 // # What an edited database does
 //
 // Rows are beliefs; the log, the blob store and the key files are facts. Each
-// step compares the rows that it reads with them (see check.go) and refuses to
-// go on when one differs: STATE.ALTERED.
+// step compares the rows that it reads with them (check.go), what has happened
+// to the request with what the log has of it (history.go), and policies and
+// keys with their own leaves (book.go). It refuses to go on when one differs:
+// STATE.ALTERED, or LOG.ALTERED where the log itself was edited. The last look
+// is between the step "key.use" and the use.
+//
+// What the log does not commit to is not protected by this: who writes to the
+// claims of the catalogue can make a version free or a counter low.
 package signing
 
 import (
@@ -85,6 +91,7 @@ type Service struct {
 	step     func(string)
 
 	policies policyCache
+	book     book
 
 	// mu guards waiters.
 	mu sync.Mutex
@@ -162,6 +169,8 @@ func (s *Service) Wait(ctx context.Context, project, id string) (View, error) {
 		ch := s.waiter(id)
 		v, err := s.Get(context.WithoutCancel(ctx), project, id)
 		if err != nil || v.State.Rests() {
+			// Nothing will change any more that would close the channel.
+			s.changed(id)
 			return v, err
 		}
 		poll, stop := context.WithTimeout(ctx, waitPoll)

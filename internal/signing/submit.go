@@ -58,7 +58,7 @@ func (s *Service) Submit(ctx context.Context, who auth.Identity, sub Submission,
 	id := db.NewID()
 	s.step("submit.commit")
 	var replayed string
-	err = s.logged2(ctx, func(tx *db.Tx) (firmseal.Leaf, func(string) error, error) {
+	decide := func(tx *db.Tx) (firmseal.Leaf, func(string) error, error) {
 		replayed = ""
 		if idempotencyKey != "" {
 			won, holder, err := takeIdempotency(tx, who, idempotencyKey, body, id)
@@ -70,7 +70,7 @@ func (s *Service) Submit(ctx context.Context, who auth.Identity, sub Submission,
 				return firmseal.Leaf{}, nil, errReplayed
 			}
 		}
-		doc, err := s.inForce(ctx, tx, who.Project)
+		doc, err := s.inForce(tx, who.Project)
 		if err != nil {
 			return firmseal.Leaf{}, nil, err
 		}
@@ -83,7 +83,8 @@ func (s *Service) Submit(ctx context.Context, who auth.Identity, sub Submission,
 			return firmseal.Leaf{}, nil, err
 		}
 		return s.record(tx, who, sub, r, doc, d)
-	})
+	}
+	err = s.withPolicy(ctx, who.Project, func() error { return s.logged2(ctx, decide) })
 	if errors.Is(err, errReplayed) {
 		return s.Get(ctx, who.Project, replayed)
 	}
@@ -122,6 +123,11 @@ func (s *Service) record(tx *db.Tx, who auth.Identity, sub Submission, r Request
 			return firmseal.Leaf{}, nil, err
 		}
 	}
+	if d.Allow {
+		if err := s.sealable(r, hexSum(canon), doc.Digest()); err != nil {
+			return firmseal.Leaf{}, nil, err
+		}
+	}
 	now := db.Now()
 	return leaf, func(leafID string) error {
 		_, err := tx.Exec(`INSERT INTO signing_request(id, project, actor, document, digest, leaf, state, problem, product, environment, version,
@@ -147,6 +153,18 @@ func (s *Service) record(tx *db.Tx, who auth.Identity, sub Submission, r Request
 		}
 		return s.enqueue(tx, r.ID)
 	}, nil
+}
+
+// sealable makes the statement that would be sealed, with an output in place of
+// the one that is not made yet, so that nothing about the request itself is
+// refused after a key was used. A detached output has the longer names.
+func (s *Service) sealable(r Request, digest, policy string) error {
+	_, err := s.statement(r, digest, policy, release.File{Name: r.Input.Name + detachedSuffix, SHA256: digest, Size: 1}, &image.Receipt{Detached: true})
+	if err == nil {
+		return nil
+	}
+	p := problem.Of(err)
+	return fields("the request cannot be sealed as it is").Seen("%s", p.Why).WithHint("send it with the member put right").Because(err)
 }
 
 func (s *Service) enqueue(tx *db.Tx, id string) error {
@@ -234,21 +252,13 @@ func takeIdempotency(tx *db.Tx, who auth.Identity, key string, body []byte, id s
 
 // look reads what the image says of itself.
 func (s *Service) look(ctx context.Context, who auth.Identity, sub Submission) (image.Facts, image.Format, error) {
-	var profile policy.Profile
-	err := s.db.View(ctx, func(tx *db.Tx) error {
-		doc, err := s.inForce(ctx, tx, who.Project)
-		if err != nil {
-			return err
-		}
-		p, ok := doc.Profile(sub.Profile)
-		if !ok {
-			return profileUnknown(doc, sub.Profile)
-		}
-		profile = p
-		return nil
-	})
+	doc, err := s.provePolicy(ctx, who.Project)
 	if err != nil {
 		return image.Facts{}, nil, err
+	}
+	profile, ok := doc.Profile(sub.Profile)
+	if !ok {
+		return image.Facts{}, nil, profileUnknown(doc, sub.Profile)
 	}
 	f, err := s.formats.ByName(profile.Format)
 	if err != nil {

@@ -107,27 +107,38 @@ func (s *Service) List(ctx context.Context, project string, f Filter) ([]View, e
 }
 
 // Resume lets an unknown request go on: a person has decided that another use
-// of the key is right. The new attempt is logged as resumed.
+// of the key is right. That is a leaf, without which no request goes on, and the
+// new attempt is logged as resumed.
 func (s *Service) Resume(ctx context.Context, who auth.Identity, id string) (View, error) {
-	err := s.db.Update(ctx, func(tx *db.Tx) error {
+	err := s.logged2(ctx, func(tx *db.Tx) (firmseal.Leaf, func(string) error, error) {
 		v, err := s.decided(tx, who, id)
 		if err != nil {
-			return err
+			return firmseal.Leaf{}, nil, err
 		}
-		if _, err := tx.Exec(`UPDATE signing_attempt SET state = $2, closed = $3 WHERE request = $1 AND state = $4`,
-			id, attemptUnknown, db.Now(), attemptOpen); err != nil {
-			return err
+		all, err := attempts(tx, id)
+		if err != nil {
+			return firmseal.Leaf{}, nil, err
+		}
+		if len(all) == 0 {
+			return firmseal.Leaf{}, nil, altered("request %s", id).Seen("it is unknown and has no attempt")
+		}
+		n := all[len(all)-1].N
+		if _, err := tx.Exec(`UPDATE signing_attempt SET state = $3, closed = $4 WHERE request = $1 AND n = $2`, id, n, attemptUnknown, db.Now()); err != nil {
+			return firmseal.Leaf{}, nil, err
 		}
 		to := Signing
 		if v.outcome != "" {
 			to = Sealing
 		}
-		if err := s.moveAs(tx, v, to, "", who.Actor); err != nil {
-			return err
-		}
-		return s.enqueue(tx, id)
+		leaf := firmseal.Leaf{Type: firmseal.LeafResume, Actor: who.Actor, Request: id, Record: hexSum(v.document), Attempt: n}
+		return leaf, func(string) error { return s.moveAs(tx, v, to, "", who.Actor) }, nil
 	})
 	if err != nil {
+		return View{}, err
+	}
+	// The leaf is in the log now, where the job looks for it. A crash before
+	// this line leaves a request without a job, which Unfinished finds.
+	if err := s.db.Update(ctx, func(tx *db.Tx) error { return s.enqueue(tx, id) }); err != nil {
 		return View{}, err
 	}
 	s.changed(id)
