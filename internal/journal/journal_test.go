@@ -48,8 +48,10 @@ func TestListFiltersAndPages(t *testing.T) {
 	dbtest.Each(t, func(t *testing.T, d *db.DB) {
 		var seqs []int64
 		for i, s := range []string{"a", "b", "c", "d", "e", "f"} {
-			seqs = append(seqs, add(t, d, journal.Event{Kind: fmt.Sprintf("kind.%d", i%2), Actor: "ann", Project: fmt.Sprintf("p%d", i%3), Subject: s,
-				Request: "build-" + s, Data: map[string]any{"n": i}}))
+			seqs = append(seqs, add(t, d, journal.Event{
+				Kind: fmt.Sprintf("kind.%d", i%2), Actor: "ann", Project: fmt.Sprintf("p%d", i%3), Subject: s,
+				Request: "build-" + s, Data: map[string]any{"n": i},
+			}))
 		}
 		for _, c := range []struct {
 			f    journal.Filter

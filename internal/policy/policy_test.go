@@ -55,8 +55,10 @@ func rule(name, check string) string {
 // facts that the profile p of doc allows.
 func facts() policy.Facts {
 	return policy.Facts{
-		Request: policy.Request{Profile: "p", Product: "sensor", Environment: "production", Format: "raw", Version: "1.2.3", SecurityCounter: 5,
-			HardwareIDs: []string{"a", "b"}, Metadata: map[string]string{"commit": "abc"}, Size: 1000},
+		Request: policy.Request{
+			Profile: "p", Product: "sensor", Environment: "production", Format: "raw", Version: "1.2.3", SecurityCounter: 5,
+			HardwareIDs: []string{"a", "b"}, Metadata: map[string]string{"commit": "abc"}, Size: 1000,
+		},
 		Actor: policy.Actor{ID: "token:1", Project: "default", Scopes: []string{"request:write"}},
 		Last:  policy.Last{Exists: true, Version: "1.2.2", SecurityCounter: 5},
 		Keys:  []policy.Key{{Role: "image", Name: "boot", Purpose: "firmware", Environment: "production", Product: "sensor", Format: "raw"}},
@@ -322,8 +324,10 @@ profiles:
 	for _, w := range policy.Lint(d) {
 		got = append(got, w.Profile+" "+w.Rule+" "+w.Text)
 	}
-	for _, want := range []string{"a  production images are signed without being seen", "a  older versions", "a  hardware_ids is not", "a  security_counter is not",
-		"a  there are no rules", "b  key k is also that of profile a", "b r the rule never refuses", "b r the rule does not say", "no tests", "a  no target"} {
+	for _, want := range []string{
+		"a  production images are signed without being seen", "a  older versions", "a  hardware_ids is not", "a  security_counter is not",
+		"a  there are no rules", "b  key k is also that of profile a", "b r the rule never refuses", "b r the rule does not say", "no tests", "a  no target",
+	} {
 		if !slices.ContainsFunc(got, func(s string) bool { return strings.Contains(s, want) }) {
 			t.Errorf("no warning %q in %q", want, got)
 		}

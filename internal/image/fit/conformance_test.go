@@ -45,8 +45,10 @@ func fields(tb testing.TB, out []byte) []imagetest.Field {
 	const bare = "U-Boot signs the tags and names of signature nodes only"
 	confs := t.Root.Child("configurations")
 	if p := confs.Prop("default"); p != nil {
-		f = append(f, imagetest.Field{Name: "default", Off: p.Off - 12, Len: 12 + p.Len() + (4-p.Len()%4)%4, Kind: other,
-			Outside: "U-Boot does not sign which configuration is the default"})
+		f = append(f, imagetest.Field{
+			Name: "default", Off: p.Off - 12, Len: 12 + p.Len() + (4-p.Len()%4)%4, Kind: other,
+			Outside: "U-Boot does not sign which configuration is the default",
+		})
 	}
 	for _, c := range confs.Nodes {
 		for _, s := range c.Nodes {
@@ -75,8 +77,10 @@ func fields(tb testing.TB, out []byte) []imagetest.Field {
 				imagetest.Field{Name: im.Name + " data length", Off: p.Off - 8, Len: 4, Kind: length},
 				imagetest.Field{Name: im.Name + " data", Off: p.Off, Len: p.Len(), Kind: imagetest.Payload})
 			if pad := (4 - p.Len()%4) % 4; pad > 0 {
-				f = append(f, imagetest.Field{Name: im.Name + " padding", Off: p.Off + p.Len(), Len: pad, Kind: imagetest.Padding,
-					Outside: "the hash covers the data, not what aligns the next tag"})
+				f = append(f, imagetest.Field{
+					Name: im.Name + " padding", Off: p.Off + p.Len(), Len: pad, Kind: imagetest.Padding,
+					Outside: "the hash covers the data, not what aligns the next tag",
+				})
 			}
 		}
 		base, name := t.Total, "data-offset"
@@ -91,8 +95,10 @@ func fields(tb testing.TB, out []byte) []imagetest.Field {
 				imagetest.Field{Name: im.Name + " data-size", Off: im.Prop("data-size").Off, Len: 4, Kind: length},
 				imagetest.Field{Name: im.Name + " data", Off: off, Len: int64(n), Kind: imagetest.Payload})
 			if off > t.Total {
-				f = append(f, imagetest.Field{Name: "gap before " + im.Name, Off: t.Total, Len: off - t.Total, Kind: imagetest.Padding,
-					Outside: "no image and no block uses these bytes; Verify warns of them"})
+				f = append(f, imagetest.Field{
+					Name: "gap before " + im.Name, Off: t.Total, Len: off - t.Total, Kind: imagetest.Padding,
+					Outside: "no image and no block uses these bytes; Verify warns of them",
+				})
 			}
 			end = max(end, off+int64(n))
 		}

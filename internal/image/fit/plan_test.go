@@ -128,8 +128,10 @@ func TestDMVerity(t *testing.T) {
 		version string
 		code    problem.Code
 	}{
-		{&yes, "2026.10", ""}, {&no, "2026.04", ""},
-		{&yes, "2026.04", problem.TargetCapability}, {&no, "2026.10", problem.TargetCapability},
+		{&yes, "2026.10", ""},
+		{&no, "2026.04", ""},
+		{&yes, "2026.04", problem.TargetCapability},
+		{&no, "2026.10", problem.TargetCapability},
 	} {
 		out := sign(t, src, fit.PlanOptions{DMVerity: c.signed}, "", k)
 		err := verify(t, out, trust(k), image.Profile{Verifier: "u-boot", Version: c.version}).Refusal()

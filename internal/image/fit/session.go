@@ -34,9 +34,7 @@ func begin(ctx context.Context, src image.Source, o image.Options, pub []image.P
 	s := &session{plan: p, state: state{
 		V: 1, Format: name, Source: sum, Size: src.Size(), Options: o, Plan: p.digest(),
 	}}
-	for _, m := range pub {
-		s.state.Pub = append(s.state.Pub, m)
-	}
+	s.state.Pub = append(s.state.Pub, pub...)
 	return s, nil
 }
 

@@ -298,7 +298,7 @@ func (h *harness) sign(ctx context.Context, s *Seed) (*finished, error) {
 func (h *harness) signTo(ctx context.Context, src image.Source, w io.Writer, s *Seed) (*finished, error) {
 	sess, err := h.f.Plan(ctx, src, h.c.Options, material(h.keys))
 	if err != nil {
-		return nil, fmt.Errorf("Plan: %w", err)
+		return nil, fmt.Errorf("the call of Plan: %w", err)
 	}
 	fin := &finished{}
 	slots := map[string]bool{}
@@ -350,7 +350,7 @@ func (h *harness) signTo(ctx context.Context, src image.Source, w io.Writer, s *
 	fin.states = append(fin.states, st)
 	fin.receipt, err = sess.Embed(ctx, w)
 	if err != nil {
-		return nil, fmt.Errorf("Embed: %w", err)
+		return nil, fmt.Errorf("the call of Embed: %w", err)
 	}
 	return fin, nil
 }
