@@ -28,6 +28,7 @@ import (
 	"github.com/firmseal/firmseal/internal/auth"
 	"github.com/firmseal/firmseal/internal/blob"
 	"github.com/firmseal/firmseal/internal/blob/disk"
+	"github.com/firmseal/firmseal/internal/blob/small"
 	"github.com/firmseal/firmseal/internal/db"
 	"github.com/firmseal/firmseal/internal/image"
 	"github.com/firmseal/firmseal/internal/jobs"
@@ -220,7 +221,7 @@ func Open(ctx context.Context, o Options) (_ *Server, err error) {
 	if s.Log, err = tlog.Open(ctx, s.db, tlog.Options{Origin: c.Origin, Signer: signer, VKey: c.LogKey, Second: tlog.FilePlace(c.SecondPlace), Logger: o.Logger}); err != nil {
 		return nil, err
 	}
-	stores := diskStores(filepath.Join(o.Dir, "blobs"))
+	stores := blobStores(s.db, filepath.Join(o.Dir, "blobs"))
 	s.jobs = jobs.New(s.db, jobs.Options{Logger: o.Logger})
 	s.Signing = signing.New(signing.Options{
 		DB: s.db, Blobs: stores, Log: s.Log, LogKey: c.LogKey, Jobs: s.jobs, Formats: o.Parts.Formats, Backends: backends,
@@ -250,9 +251,10 @@ func openLogKey(ctx context.Context, bs []keys.Backend, uri string) (keys.Key, e
 	return nil, problem.New(problem.KeyNotFound, "the log key's backend %q is not here", scheme).Seen("logKeyURI of config.yaml")
 }
 
-// diskStores gives each project its own store, so that knowing a digest gives
-// nobody another project's bytes.
-func diskStores(root string) func(project string) (blob.Store, error) {
+// blobStores gives each project its own store, so that knowing a digest gives
+// nobody another project's bytes: small files in the database, others in a
+// folder.
+func blobStores(d *db.DB, root string) func(project string) (blob.Store, error) {
 	var mu sync.Mutex
 	open := map[string]blob.Store{}
 	return func(project string) (blob.Store, error) {
@@ -261,10 +263,11 @@ func diskStores(root string) func(project string) (blob.Store, error) {
 		if st, ok := open[project]; ok {
 			return st, nil
 		}
-		st, err := disk.Open(filepath.Join(root, project))
+		folder, err := disk.Open(filepath.Join(root, project))
 		if err != nil {
 			return nil, err
 		}
+		st := small.Over(d, project, folder)
 		open[project] = st
 		return st, nil
 	}
