@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"sort"
 	"time"
 
@@ -277,14 +278,24 @@ func (s *Service) look(ctx context.Context, who auth.Identity, sub Submission) (
 	}
 	defer closeSrc()
 	rep, err := f.Inspect(ctx, src)
-	if err != nil {
+	if err != nil || unlike(rep) {
 		if other, score := s.formats.Detect(src); other != nil && other.Name() != f.Name() && score >= image.Likely {
 			return image.Facts{}, nil, problem.New(problem.FormatMismatch, "%s is not a %s image", sub.Input.Name, f.Name()).
 				Seen("it looks like %s; profile %s signs %s", other.Name(), sub.Profile, f.Name()).Because(err)
 		}
+	}
+	if err != nil {
 		return image.Facts{}, nil, err
 	}
 	return rep.Facts, f, nil
+}
+
+// unlike reports whether a format could read the bytes but did not find its own
+// form in them. They may be a payload that it will wrap, or another format's.
+func unlike(r *image.Report) bool {
+	return slices.ContainsFunc(r.Findings, func(f image.Finding) bool {
+		return f.Stage == image.StageContainer && f.Code == problem.ImageMalformed
+	})
 }
 
 func profileUnknown(doc *policy.Document, name string) error {

@@ -13,14 +13,24 @@ import (
 
 // Inspect implements image.Format. It shows what could be read, with the
 // byte range of every field, and names the traps that are well known; it
-// checks no hash and no signature.
+// checks no hash and no signature. Bytes without a header are a payload that
+// was never signed, as a linker or a Zephyr build leaves it, or no image at
+// all: nothing in them tells, so the report says both.
 func (Format) Inspect(_ context.Context, src image.Source) (*image.Report, error) {
 	b := make([]byte, 4)
 	if err := readFull(src, b, 0, "the header"); err != nil {
 		return nil, err
 	}
 	if m := le.Uint32(b); m != magic {
-		return nil, malformed("this is not an MCUboot image").Seen("the magic is %#08x, not %#08x", m, magic)
+		return &image.Report{
+			Format: formatName, Size: src.Size(),
+			Tree: []image.Node{{Name: "payload", Value: fmt.Sprintf("%d bytes", src.Size()), Len: src.Size()}},
+			Findings: []image.Finding{{
+				Stage: image.StageContainer, Severity: image.Warn, Code: problem.ImageMalformed, What: "there is no MCUboot header",
+				Range: &image.Range{Len: 4}, Expected: fmt.Sprintf("%#08x", uint32(magic)), Actual: fmt.Sprintf("%#08x", m),
+				Cause: "a payload that was not signed yet, or no MCUboot image",
+			}},
+		}, nil
 	}
 	r := &image.Report{Format: formatName, Size: src.Size()}
 	img, err := readShaped(src)
