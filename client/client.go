@@ -48,9 +48,10 @@ type Client struct {
 const (
 	maxAnswer = 64 << 20 // bounds a JSON answer, in bytes
 	chunk     = 4 << 20  // bytes of one upload call
+	maxMoved  = 100      // how often an upload makes way for another of the same file
 )
 
-// Call sends in as JSON (nil: no body) and decodes the answer into out (nil:
+// call sends in as JSON (nil: no body) and decodes the answer into out (nil:
 // drop it).
 func (c *Client) call(ctx context.Context, method, path string, q url.Values, header http.Header, in, out any) error {
 	var body io.Reader
@@ -76,7 +77,9 @@ func (c *Client) call(ctx context.Context, method, path string, q url.Values, he
 		return err
 	}
 	if raw, ok := out.(*[]byte); ok {
-		*raw, err = io.ReadAll(io.LimitReader(res.Body, maxAnswer))
+		if *raw, err = io.ReadAll(io.LimitReader(res.Body, maxAnswer+1)); len(*raw) > maxAnswer {
+			return fmt.Errorf("the server's answer to %s %s is larger than %d bytes", method, path, maxAnswer)
+		}
 		return err
 	}
 	if err := json.NewDecoder(io.LimitReader(res.Body, maxAnswer)).Decode(out); err != nil {
@@ -158,14 +161,27 @@ func (c *Client) Upload(ctx context.Context, r io.ReaderAt, sha256 string, size 
 	if err := c.call(ctx, http.MethodPost, "/api/v1/uploads", nil, nil, UploadStart{SHA256: sha256, Size: size}, &u); err != nil {
 		return err
 	}
-	buf := make([]byte, min(chunk, size))
-	for !u.Complete {
-		n := min(int64(len(buf)), size-u.Offset)
-		if _, err := r.ReadAt(buf[:n], u.Offset); err != nil && !errors.Is(err, io.EOF) {
+	buf := make([]byte, max(0, min(chunk, size)))
+	for moved := 0; !u.Complete; {
+		at := u.Offset
+		if at < 0 || at >= size {
+			return fmt.Errorf("uploading: the server says that %d of %d bytes are there and not all", at, size)
+		}
+		n := min(int64(len(buf)), size-at)
+		if got, err := r.ReadAt(buf[:n], at); int64(got) < n {
 			return fmt.Errorf("reading the image: %w", err)
 		}
-		q := url.Values{"offset": {strconv.FormatInt(u.Offset, 10)}, "size": {strconv.FormatInt(size, 10)}}
-		if err := c.call(ctx, http.MethodPatch, "/api/v1/uploads/"+sha256, q, nil, rawBody{"application/octet-stream", buf[:n]}, &u); err != nil {
+		q := url.Values{"offset": {strconv.FormatInt(at, 10)}, "size": {strconv.FormatInt(size, 10)}}
+		err := c.call(ctx, http.MethodPatch, "/api/v1/uploads/"+sha256, q, nil, rawBody{"application/octet-stream", buf[:n]}, &u)
+		var refused *Error
+		if errors.As(err, &refused) && refused.Code == "BLOB.OFFSET" && moved < maxMoved {
+			// Somebody else uploads the same file: go on from where that is.
+			moved++
+			err = c.call(ctx, http.MethodPost, "/api/v1/uploads", nil, nil, UploadStart{SHA256: sha256, Size: size}, &u)
+		} else if err == nil && !u.Complete && u.Offset <= at {
+			return fmt.Errorf("uploading: the server took %d bytes and did not move from %d", n, at)
+		}
+		if err != nil {
 			return err
 		}
 		if progress != nil {
@@ -272,7 +288,12 @@ func (c *Client) Download(ctx context.Context, release string, part Part, w io.W
 	if err != nil {
 		return fmt.Errorf("downloading the %s: %w", part, err)
 	}
-	if res.ContentLength >= 0 && n != res.ContentLength {
+	// Over an http.RoundTripper of this process only the header has the length.
+	want := res.ContentLength
+	if h, err := strconv.ParseInt(res.Header.Get("Content-Length"), 10, 64); want < 0 && err == nil {
+		want = h
+	}
+	if want >= 0 && n != want {
 		return fmt.Errorf("downloading the %s: %w", part, io.ErrUnexpectedEOF)
 	}
 	return nil

@@ -19,6 +19,7 @@ import (
 
 	"golang.org/x/term"
 
+	"github.com/firmseal/firmseal"
 	"github.com/firmseal/firmseal/client"
 	"github.com/firmseal/firmseal/internal/problem"
 	"github.com/firmseal/firmseal/internal/server"
@@ -75,10 +76,10 @@ func (c *initCmd) Run(a *app) error {
 	}
 	return a.show("Workspace", out, func(w io.Writer) {
 		fmt.Fprintf(w, "ok    workspace %s in %s\n", out.Workspace, out.Dir)
-		fmt.Fprintf(w, "log          %s\n", out.Origin)
-		fmt.Fprintf(w, "second place %s   (keep it when you restore a backup; put it on another disk)\n", out.SecondPlace)
+		fmt.Fprintf(w, "log           %s\n", out.Origin)
+		fmt.Fprintf(w, "second place  %s   (keep it when you restore a backup; put it on another disk)\n", out.SecondPlace)
 		if out.Identity != "" {
-			fmt.Fprintf(w, "identity     %s   (opens the soft keys; back it up apart from them)\n", out.Identity)
+			fmt.Fprintf(w, "identity      %s   (opens the soft keys; back it up apart from them)\n", out.Identity)
 		}
 		fmt.Fprintln(w, "next  firmseal key create NAME --environment test --product PRODUCT --format FORMAT")
 		fmt.Fprintln(w, "      firmseal policy example > firmseal-policy.yaml && firmseal policy apply firmseal-policy.yaml")
@@ -87,18 +88,7 @@ func (c *initCmd) Run(a *app) error {
 
 func (a *app) initWorkspace(o server.InitOptions, passphrase bool) (initialised, error) {
 	if passphrase || a.g.PassFD >= 0 {
-		var once struct {
-			done bool
-			pass string
-			err  error
-		}
-		o.Passphrase = func() (string, error) {
-			if !once.done {
-				once.done = true
-				once.pass, once.err = a.passphrase()
-			}
-			return once.pass, once.err
-		}
+		o.Passphrase = a.passphrase
 	}
 	opts := a.options(o.Dir, slog.New(slog.DiscardHandler))
 	opts.Identity = ""
@@ -139,7 +129,7 @@ func (c *serveCmd) Run(a *app) error {
 	if err != nil {
 		return problem.New(problem.Usage, "%q is not an address", c.Listen).WithHint("--listen 127.0.0.1:8650")
 	}
-	if ip := net.ParseIP(host); c.TLSCert == "" && host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+	if c.TLSCert == "" && !loopback(host) {
 		return problem.New(problem.Usage, "tokens would travel in the clear").
 			Seen("--listen %s is not this machine alone, and there is no TLS certificate", c.Listen).WithHint("add --tls-cert FILE --tls-key FILE")
 	}
@@ -208,9 +198,9 @@ func (c *statusCmd) Run(a *app) error {
 			}
 			fmt.Fprintf(w, "The log has %d entries.\n", s.LogSize)
 			for _, f := range s.Findings {
-				fmt.Fprintf(w, "%s  %s\n", f.Severity, f.What)
+				fmt.Fprintf(w, "%-6s  %s\n", f.Severity, f.What)
 				if f.Next != "" {
-					fmt.Fprintf(w, "      next  %s\n", f.Next)
+					fmt.Fprintf(w, "next    %s\n", f.Next)
 				}
 			}
 			fmt.Fprintf(w, "\nworkspace %s   database %s   log %s   firmseal %s\n", s.Workspace, s.Database, s.Origin, s.Version)
@@ -269,6 +259,25 @@ type trustCmd struct {
 	Export trustExportCmd `cmd:"" help:"Write the trust root file: seal keys, thresholds, log key."`
 }
 
+// exported is what trust export prints.
+type exported struct {
+	Version   uint64          `json:"version"`
+	File      string          `json:"file,omitempty"`
+	TrustRoot json.RawMessage `json:"trust_root"`
+}
+
+func logOf(t *firmseal.TrustRoot) string {
+	if t.Log == nil {
+		return "none"
+	}
+	return t.Log.Origin
+}
+
+// bytesOf writes b.
+func bytesOf(b []byte) func(w io.Writer) error {
+	return func(w io.Writer) error { _, err := w.Write(b); return err }
+}
+
 type trustExportCmd struct {
 	Out string `name:"out" help:"File to write; - for standard output." default:"trustroot.json" placeholder:"FILE"`
 }
@@ -279,15 +288,25 @@ func (c *trustExportCmd) Run(a *app) error {
 		if err != nil {
 			return err
 		}
-		if c.Out == "-" || a.g.Output == "json" {
-			_, err := a.stdout.Write(b)
+		t, err := firmseal.ParseTrustRoot(b)
+		if err != nil {
 			return err
 		}
-		if err := writeOutput(c.Out, func(w io.Writer) error { _, err := w.Write(b); return err }); err != nil {
-			return err
+		out := exported{Version: t.Version, TrustRoot: b}
+		if c.Out != "-" {
+			out.File = c.Out
+			if err := writeOutput(c.Out, bytesOf(b)); err != nil {
+				return err
+			}
 		}
-		a.note("wrote %s", c.Out)
-		return nil
+		return a.show("TrustRoot", out, func(w io.Writer) {
+			if c.Out == "-" {
+				fmt.Fprintf(w, "%s", b)
+				return
+			}
+			fmt.Fprintf(w, "ok    %s: version %d, %d seal keys, log %s\n", c.Out, t.Version, len(t.Keys), logOf(t))
+			fmt.Fprintln(w, "      carry it to where releases are checked by a way that you trust; it holds no secret")
+		})
 	})
 }
 
@@ -304,6 +323,9 @@ type tokenCreateCmd struct {
 }
 
 func (c *tokenCreateCmd) Run(a *app) error {
+	if a.g.Quiet {
+		return problem.New(problem.Usage, "a token's secret is shown once, and --quiet would drop it").WithHint("leave --quiet out")
+	}
 	return a.withClient(func(cl *client.Client) error {
 		t, err := cl.CreateToken(a.ctx, client.NewToken{Name: c.Name, Scopes: c.Scopes, TTL: int64(c.TTL / time.Second)})
 		if err != nil {
@@ -394,6 +416,13 @@ func (c *logListCmd) Run(a *app) error {
 	})
 }
 
+// proven is what log prove prints.
+type proven struct {
+	Index int64  `json:"index"`
+	File  string `json:"file,omitempty"`
+	Proof string `json:"proof"`
+}
+
 type logProveCmd struct {
 	Index int64  `arg:"" help:"Entry."`
 	Out   string `name:"out" help:"File to write; - for standard output." default:"-" placeholder:"FILE"`
@@ -405,11 +434,20 @@ func (c *logProveCmd) Run(a *app) error {
 		if err != nil {
 			return err
 		}
-		if c.Out == "-" {
-			_, err := a.stdout.Write(b)
-			return err
+		out := proven{Index: c.Index, Proof: string(b)}
+		if c.Out != "-" {
+			out.File = c.Out
+			if err := writeOutput(c.Out, bytesOf(b)); err != nil {
+				return err
+			}
 		}
-		return writeOutput(c.Out, func(w io.Writer) error { _, err := w.Write(b); return err })
+		return a.show("LogProof", out, func(w io.Writer) {
+			if c.Out == "-" {
+				fmt.Fprintf(w, "%s", b)
+				return
+			}
+			fmt.Fprintf(w, "ok    %s: entry %d\n", c.Out, c.Index)
+		})
 	})
 }
 

@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -35,6 +36,13 @@ type app struct {
 	stdout io.Writer
 	stderr io.Writer
 	hooks  hooks
+
+	// log is what the service in this process says about its faults. It is shown
+	// with an INTERNAL error only: every other one tells a person the same.
+	log bytes.Buffer
+
+	// passphrase asks once for the soft keys' passphrase.
+	passphrase func() (string, error)
 }
 
 // finish prints err, if any, and gives the exit code.
@@ -53,13 +61,18 @@ func (a *app) finish(err error) int {
 		} else {
 			fmt.Fprintf(a.stderr, "firmseal: %s\t%s\n", p.Detail, p.Code)
 			if p.Why != "" {
-				fmt.Fprintf(a.stderr, "why   %s\n", p.Why)
+				fmt.Fprintf(a.stderr, "why   %s\n", strings.ReplaceAll(p.Why, "\n", "\n      "))
 			}
 			if p.Next != "" {
 				fmt.Fprintf(a.stderr, "next  %s\n", p.Next)
 			}
-			if p.Code == string(problem.Internal) {
+			// The cause of a fault is in the log: a server's own, or this process's.
+			var ce *client.Error
+			if p.Code == string(problem.Internal) && !errors.As(err, &ce) {
 				fmt.Fprintf(a.stderr, "cause %v\n", errors.Unwrap(problem.Of(err)))
+			}
+			if p.Code == string(problem.Internal) {
+				_, _ = a.stderr.Write(a.log.Bytes()) // there is nowhere else to say it
 			}
 		}
 	}
@@ -234,7 +247,17 @@ func (a *app) connect() (c *client.Client, done func() error, err error) {
 		}
 		token = strings.TrimSpace(string(b))
 	}
+	if u.Scheme == "http" && token != "" && !loopback(u.Hostname()) {
+		return nil, nil, problem.New(problem.Usage, "the token would travel in the clear").
+			Seen("%s is another machine and has no TLS", u.Host).WithHint("--server https://%s", u.Host)
+	}
 	return &client.Client{BaseURL: base, Token: token}, func() error { return nil }, nil
+}
+
+// loopback reports whether a host is this machine alone.
+func loopback(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
 // local is a client of a server in this process, as the person who runs it.
@@ -257,7 +280,7 @@ func (a *app) open() (*server.Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	return server.Open(a.ctx, a.options(dir, telemetry.NewLogger(a.stderr, telemetry.Text, slog.LevelError)))
+	return server.Open(a.ctx, a.options(dir, telemetry.NewLogger(&a.log, telemetry.Text, slog.LevelError)))
 }
 
 func (a *app) options(dir string, logger *slog.Logger) server.Options {
@@ -267,20 +290,25 @@ func (a *app) options(dir string, logger *slog.Logger) server.Options {
 	}
 }
 
-// passphrase reads the soft keys' passphrase: from the descriptor that was
+// maxPassphrase bounds what is read as a passphrase, in bytes.
+const maxPassphrase = 4096
+
+// readPassphrase reads the soft keys' passphrase: from the descriptor that was
 // named, or from the terminal. It never comes from an argument or the
 // environment, where others can read it.
-func (a *app) passphrase() (string, error) {
+func (a *app) readPassphrase() (string, error) {
 	if a.g.PassFD >= 0 {
 		f := os.NewFile(uintptr(a.g.PassFD), "passphrase")
-		if f == nil {
-			return "", problem.New(problem.Usage, "file descriptor %d is not open", a.g.PassFD)
-		}
-		b, err := io.ReadAll(io.LimitReader(f, 4096))
+		b, err := io.ReadAll(io.LimitReader(f, maxPassphrase+1))
 		if err != nil {
-			return "", problem.New(problem.Usage, "the passphrase cannot be read from descriptor %d", a.g.PassFD).Because(err)
+			return "", problem.New(problem.Usage, "the passphrase cannot be read from descriptor %d", a.g.PassFD).
+				Seen("%v", err).WithHint("--passphrase-fd 3 3<FILE").Because(err)
 		}
-		return strings.TrimRight(string(b), "\r\n"), nil
+		pass := strings.TrimRight(string(b), "\r\n")
+		if pass == "" || len(b) > maxPassphrase {
+			return "", problem.New(problem.Usage, "descriptor %d holds no passphrase", a.g.PassFD).Seen("%d bytes", len(b))
+		}
+		return pass, nil
 	}
 	f, ok := a.stdin.(*os.File)
 	if !ok || !term.IsTerminal(int(f.Fd())) {
@@ -341,26 +369,72 @@ func openFile(path string) (*os.File, error) {
 	return f, nil
 }
 
+// output is a file that a command writes.
+type output struct {
+	path  string
+	write func(w io.Writer) error
+}
+
 // writeOutput writes a file whole or not at all.
 func writeOutput(path string, write func(w io.Writer) error) error {
-	dir := filepath.Dir(path)
-	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+".tmp-*")
-	if err != nil {
-		return problem.New(problem.Usage, "%s cannot be written", path).Seen("%v", err).Because(err)
+	return writeOutputs(output{path, write})
+}
+
+// writeOutputs writes files that belong together: none gets its name before all
+// are whole and on the disk. A crash among the renames leaves whole files, of
+// which some may be missing; running the command again writes all.
+func writeOutputs(list ...output) (err error) {
+	temps := make([]string, 0, len(list))
+	defer func() {
+		for _, t := range temps {
+			os.Remove(t) // gone already where all went well
+		}
+	}()
+	for _, o := range list {
+		f, err := os.CreateTemp(filepath.Dir(o.path), "."+filepath.Base(o.path)+".tmp-*")
+		if err != nil {
+			return unwritable(o.path, err)
+		}
+		temps = append(temps, f.Name())
+		err = o.write(f)
+		if err == nil {
+			err = f.Chmod(0o644)
+		}
+		if err == nil {
+			err = f.Sync()
+		}
+		if cerr := f.Close(); err == nil {
+			err = cerr
+		}
+		if err != nil {
+			return unwritable(o.path, err)
+		}
 	}
-	defer os.Remove(f.Name())
-	err = write(f)
-	if err == nil {
-		err = f.Chmod(0o644)
+	for i, o := range list {
+		if err := os.Rename(temps[i], o.path); err != nil {
+			return unwritable(o.path, err)
+		}
 	}
-	if err == nil {
-		err = f.Sync()
+	return nil
+}
+
+// unwritable explains what the disk said; what is not the disk's stays as it is.
+func unwritable(path string, err error) error {
+	var pe *fs.PathError
+	var le *os.LinkError
+	switch {
+	case errors.As(err, &pe):
+		return problem.New(problem.Usage, "%s cannot be written", path).Seen("%v", pe.Err).Because(err)
+	case errors.As(err, &le):
+		return problem.New(problem.Usage, "%s cannot be written", path).Seen("%v", le.Err).Because(err)
 	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
+	return err
+}
+
+// short is the beginning of a digest or id, for people.
+func short(s string) string {
+	if len(s) > 12 {
+		return s[:12]
 	}
-	if err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), path)
+	return s
 }

@@ -3,7 +3,10 @@ package main
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
+
+	"github.com/alecthomas/kong"
 
 	"github.com/firmseal/firmseal/internal/auth"
 	"github.com/firmseal/firmseal/internal/image"
@@ -39,11 +42,12 @@ type codeHelp struct {
 	Help  string `json:"help"`
 }
 
-func (c *helpCmd) Run(a *app) error {
+func (c *helpCmd) Run(a *app, kc *kong.Context) error {
 	topic := strings.Join(c.Topic, " ")
+	if n := commandNamed(kc.Model.Node, c.Topic); n != nil {
+		return a.helpCommand(n)
+	}
 	switch {
-	case topic == "":
-		return problem.New(problem.Usage, "help on what?").Seen("a code, codes, exit-codes, scopes, format NAME").WithHint("firmseal --help lists the commands")
 	case topic == "exit-codes":
 		return a.show("ExitCodes", map[string]any{"items": exitCodes}, func(w io.Writer) {
 			for _, e := range exitCodes {
@@ -84,6 +88,45 @@ func (c *helpCmd) Run(a *app) error {
 	})
 }
 
+// commandNamed finds the command that words name; no words name the program.
+func commandNamed(n *kong.Node, words []string) *kong.Node {
+	for _, w := range words {
+		i := slices.IndexFunc(n.Children, func(c *kong.Node) bool { return c.Name == w })
+		if i < 0 {
+			return nil
+		}
+		n = n.Children[i]
+	}
+	return n
+}
+
+// helpCommand prints what --help of a command prints; as JSON, the commands
+// below it.
+func (a *app) helpCommand(n *kong.Node) error {
+	if a.g.Quiet {
+		return nil
+	}
+	if a.g.Output == "json" {
+		type command struct {
+			Command string `json:"command"`
+			Help    string `json:"help"`
+		}
+		var list []command
+		for _, l := range n.Leaves(true) {
+			list = append(list, command{l.FullPath(), l.Help})
+		}
+		if len(list) == 0 {
+			list = append(list, command{n.FullPath(), n.Help})
+		}
+		return a.show("CommandList", map[string]any{"items": list}, nil)
+	}
+	words := strings.Fields(n.FullPath())[1:]
+	if code := Main(append(words, "--help"), nil, a.stdout, a.stderr, a.hooks); code != 0 {
+		return &exitError{code}
+	}
+	return nil
+}
+
 // helpFormat prints what a format says of its own options.
 func (a *app) helpFormat(name string) error {
 	f, err := formats().ByName(name)
@@ -97,6 +140,11 @@ func (a *app) helpFormat(name string) error {
 	h := d.Help()
 	return a.show("Format", h, func(w io.Writer) {
 		fmt.Fprintf(w, "%s: %s\n", name, h.Summary)
+		types := make([]string, len(h.KeyTypes))
+		for i, t := range h.KeyTypes {
+			types[i] = string(t)
+		}
+		fmt.Fprintf(w, "keys: %s\n", strings.Join(types, ", "))
 		for _, g := range []struct {
 			title string
 			list  []image.OptionHelp

@@ -21,7 +21,7 @@ type keyCmd struct {
 
 type keyCreateCmd struct {
 	Name        string `arg:"" help:"Name; never reused."`
-	Type        string `short:"t" help:"${enum}." enum:"p256,p384,ed25519,rsa2048,rsa3072,rsa4096" default:"p256"`
+	Type        string `short:"t" help:"p256, p384, ed25519, rsa2048, rsa3072 or rsa4096; default: what suits the format best." enum:",p256,p384,ed25519,rsa2048,rsa3072,rsa4096" default:""`
 	Purpose     string `help:"${enum}." enum:"firmware,seal" default:"firmware"`
 	Environment string `short:"e" help:"${enum}." enum:"test,production" required:""`
 	Product     string `help:"Product (firmware keys)." placeholder:"NAME"`
@@ -68,7 +68,7 @@ func (c *keyListCmd) Run(a *app) error {
 			table(w, func(w io.Writer) {
 				fmt.Fprintln(w, "KEY\tPURPOSE\tTYPE\tENVIRONMENT\tPRODUCT\tFORMAT\tSTATE\tID")
 				for _, k := range ks {
-					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", k.Name, k.Purpose, k.Type, k.Environment, dash(k.Product), dash(k.Format), k.State, k.ID[:12])
+					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", k.Name, k.Purpose, k.Type, k.Environment, dash(k.Product), dash(k.Format), k.State, short(k.ID))
 				}
 			})
 		})
@@ -93,9 +93,8 @@ func (c *keyShowCmd) Run(a *app) error {
 		if err != nil {
 			return err
 		}
-		if c.PEM && a.g.Output != "json" {
-			_, err := a.stdout.Write(pemOf(k.SPKI))
-			return err
+		if c.PEM && a.g.Output == "text" {
+			return a.show("Key", k, func(w io.Writer) { fmt.Fprintf(w, "%s", pemOf(k.SPKI)) })
 		}
 		return a.showKey(k)
 	})
@@ -119,6 +118,12 @@ func (c *keyRetireCmd) Run(a *app) error {
 	})
 }
 
+// trustFile is an exported artifact and where it was written.
+type trustFile struct {
+	client.Artifact
+	File string `json:"file"`
+}
+
 type keyTrustCmd struct {
 	Name    string          `arg:"" help:"Key name."`
 	Options json.RawMessage `help:"The format's options, as JSON: firmseal help format NAME." placeholder:"JSON"`
@@ -131,21 +136,25 @@ func (c *keyTrustCmd) Run(a *app) error {
 		if err != nil {
 			return err
 		}
-		if a.g.Output == "json" {
-			return a.show("TrustArtifacts", client.Page[client.Artifact]{Items: as}, nil)
-		}
 		if err := os.MkdirAll(c.Dir, 0o755); err != nil {
-			return problem.New(problem.Usage, "%s cannot be made", c.Dir).Because(err)
+			return problem.New(problem.Usage, "%s cannot be made", c.Dir).Seen("%v", err).Because(err)
 		}
-		for _, t := range as {
-			path := filepath.Join(c.Dir, filepath.Base(t.Name))
-			if err := writeOutput(path, func(w io.Writer) error { _, err := w.Write(t.Data); return err }); err != nil {
-				return err
-			}
-			if !a.g.Quiet {
-				fmt.Fprintf(a.stdout, "%s   %s\n", path, t.Note)
-			}
+		items := make([]trustFile, len(as))
+		outs := make([]output, len(as))
+		for i, t := range as {
+			// A name from a server stays inside the directory.
+			items[i] = trustFile{t, filepath.Join(c.Dir, filepath.Base(t.Name))}
+			outs[i] = output{items[i].File, bytesOf(t.Data)}
 		}
-		return nil
+		if err := writeOutputs(outs...); err != nil {
+			return err
+		}
+		return a.show("TrustArtifactList", client.Page[trustFile]{Items: items}, func(w io.Writer) {
+			table(w, func(w io.Writer) {
+				for _, t := range items {
+					fmt.Fprintf(w, "%s\t%s\n", t.File, t.Note)
+				}
+			})
+		})
 	})
 }

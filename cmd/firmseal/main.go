@@ -18,7 +18,8 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
-	"strings"
+	"slices"
+	"sync"
 	"syscall"
 
 	"github.com/alecthomas/kong"
@@ -66,7 +67,7 @@ type cli struct {
 	Policy     policyCmd     `cmd:"" help:"Apply, show, lint and test policy documents."`
 	Trust      trustCmd      `cmd:"" help:"Export the trust root that devices check seals with."`
 	Token      tokenCmd      `cmd:"" help:"Create, list and revoke API tokens."`
-	Help       helpCmd       `cmd:"" help:"Explain a code, the exit codes or a format: help CODE, help codes, help exit-codes, help format NAME."`
+	Help       helpCmd       `cmd:"" help:"Explain a command, a code or a format: help CODE, help codes, help exit-codes, help scopes, help format NAME."`
 	Version    versionCmd    `cmd:"" help:"Print the version."`
 }
 
@@ -75,11 +76,13 @@ func Main(args []string, stdin io.Reader, stdout, stderr io.Writer, h hooks) int
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	var c cli
-	a := &app{ctx: ctx, g: &c.globals, stdin: stdin, stdout: stdout, stderr: stderr, hooks: h}
+	out := &writer{w: stdout}
+	a := &app{ctx: ctx, g: &c.globals, stdin: stdin, stdout: out, stderr: stderr, hooks: h}
+	a.passphrase = sync.OnceValues(a.readPassphrase)
 	exited := -1
 	p, err := kong.New(&c, kong.Name("firmseal"),
 		kong.Description("One binary that signs firmware under policy, logs it first, and verifies it before it leaves."),
-		kong.Writers(stdout, stderr), kong.UsageOnError(), kong.ConfigureHelp(kong.HelpOptions{Compact: true, NoExpandSubcommands: true}),
+		kong.Writers(out, stderr), kong.ConfigureHelp(kong.HelpOptions{Compact: true, NoExpandSubcommands: true}),
 		kong.Exit(func(code int) { exited = code; panic(exitNow{}) }), kong.Bind(a))
 	if err != nil {
 		panic(err) // the grammar is wrong: a bug
@@ -93,14 +96,37 @@ func Main(args []string, stdin io.Reader, stdout, stderr io.Writer, h hooks) int
 		if wantsJSON(args) {
 			c.Output = "json"
 		}
-		return a.finish(problem.New(problem.Usage, "%s", err).WithHint("%s --help", commandOf(args)))
+		return a.finish(problem.New(problem.Usage, "%s", err).WithHint("%s --help", commandOf(p.Model.Node, args)))
+	}
+	if c.PassFD >= 0 {
+		if _, err := a.passphrase(); err != nil {
+			return a.finish(err)
+		}
 	}
 	err = kc.Run(a)
 	if err != nil && ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		fmt.Fprintln(stderr, "interrupted")
 		return problem.ExitInterrupt
 	}
+	if err == nil && out.err != nil {
+		err = problem.New(problem.Unavailable, "the answer cannot be written to standard output").Seen("%v", out.err).Because(out.err)
+	}
 	return a.finish(err)
+}
+
+// writer remembers that standard output failed: a script that reads a cut
+// answer must not see exit code 0.
+type writer struct {
+	w   io.Writer
+	err error
+}
+
+func (w *writer) Write(b []byte) (int, error) {
+	n, err := w.w.Write(b)
+	if err != nil && w.err == nil {
+		w.err = err
+	}
+	return n, err
 }
 
 type exitNow struct{}
@@ -130,18 +156,20 @@ func wantsJSON(args []string) bool {
 }
 
 // commandOf is the part of a wrong command line that was a command.
-func commandOf(args []string) string {
-	out := []string{"firmseal"}
+func commandOf(n *kong.Node, args []string) string {
+	out := "firmseal"
 	for _, a := range args {
-		if strings.HasPrefix(a, "-") || len(out) > 2 {
-			break
+		i := slices.IndexFunc(n.Children, func(c *kong.Node) bool { return c.Name == a })
+		if i < 0 {
+			if n.Parent != nil {
+				break
+			}
+			continue // a flag's value before the command
 		}
-		out = append(out, a)
+		n = n.Children[i]
+		out += " " + a
 	}
-	if len(out) > 1 {
-		return strings.Join(out[:2], " ")
-	}
-	return out[0]
+	return out
 }
 
 // version is the module's version, or the commit of a build from a checkout.

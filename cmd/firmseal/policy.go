@@ -20,6 +20,7 @@ type policyCmd struct {
 	Example policyExampleCmd `cmd:"" help:"Print an example document."`
 }
 
+// maxPolicy is what is read of a file at most; policy.Parse has a limit of its own.
 const maxPolicy = 1 << 20
 
 type policyApplyCmd struct {
@@ -113,7 +114,7 @@ func (c *policyTestCmd) Run(a *app) error {
 	}
 	results := doc.Test()
 	if len(results) == 0 {
-		return problem.New(problem.Usage, "%s carries no tests", c.File).WithHint("firmseal policy example shows some")
+		return problem.New(problem.Usage, "%s carries no tests", c.File).WithHint("firmseal policy example")
 	}
 	failed := 0
 	for _, r := range results {
@@ -142,6 +143,5 @@ type policyExampleCmd struct{}
 var examplePolicy []byte
 
 func (c *policyExampleCmd) Run(a *app) error {
-	_, err := a.stdout.Write(examplePolicy)
-	return err
+	return a.show("PolicyExample", map[string]string{"document": string(examplePolicy)}, func(w io.Writer) { fmt.Fprintf(w, "%s", examplePolicy) })
 }

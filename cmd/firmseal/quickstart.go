@@ -15,6 +15,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/term"
+
 	"github.com/firmseal/firmseal/client"
 	"github.com/firmseal/firmseal/internal/image"
 	"github.com/firmseal/firmseal/internal/image/fit/fitdemo"
@@ -61,15 +63,25 @@ type demoResult struct {
 	Seconds float64    `json:"seconds"`
 }
 
-const demoProduct, demoBoard = "demo-board", "demo-rev-a"
+const demoBoard = "demo-rev-a"
 
 func (c *quickstartCmd) Run(a *app) error {
+	if c.Image != "" {
+		f, err := openFile(c.Image)
+		if err != nil {
+			return err
+		}
+		f.Close()
+	}
 	d := &demo{a: a, c: c, out: a.stdout, began: time.Now()}
 	if a.g.Output == "json" || a.g.Quiet {
 		d.out = io.Discard
 	}
 	if a.g.Server != "" {
-		return problem.New(problem.Usage, "quickstart works on a workspace of its own, not on a server")
+		return problem.New(problem.Usage, "quickstart works on a workspace of its own, not on a server").WithHint("firmseal quickstart")
+	}
+	if f, ok := a.stdin.(*os.File); !ok || !term.IsTerminal(int(f.Fd())) {
+		c.NonInteractive = true // nobody is there to press Enter
 	}
 	res, err := d.run()
 	if err != nil {
@@ -110,11 +122,12 @@ func (d *demo) run() (demoResult, error) {
 		}
 	}
 
-	img, form, err := d.image()
+	sub, err := d.image()
 	if err != nil {
 		return demoResult{}, err
 	}
-	key, keyType := "demo-"+form+"-test", map[string]string{"fit": "rsa2048"}[form]
+	img, form := sub.path, sub.format
+	key, keyType := sub.product+"-"+form+"-test", map[string]string{"fit": "rsa2048"}[form]
 	if keyType == "" {
 		keyType = "p256"
 	}
@@ -126,12 +139,12 @@ func (d *demo) run() (demoResult, error) {
 	}
 	if !slices.ContainsFunc(known.Items, func(k client.Key) bool { return k.Name == key }) {
 		if err := d.step("A key that can sign test images of this one product, in this one format, and nothing else", 0,
-			args(ws, "key", "create", key, "--type", keyType, "--environment", "test", "--product", demoProduct, "--format", form)...); err != nil {
+			args(ws, "key", "create", key, "--type", keyType, "--environment", "test", "--product", sub.product, "--format", form)...); err != nil {
 			return demoResult{}, err
 		}
 	}
-	policyFile := d.path("policy-" + form + ".yaml")
-	if err := writeOutput(policyFile, func(w io.Writer) error { _, err := io.WriteString(w, demoPolicy(form, key)); return err }); err != nil {
+	policyFile := d.path("policy-" + sub.product + ".yaml")
+	if err := writeOutput(policyFile, func(w io.Writer) error { _, err := io.WriteString(w, demoPolicy(sub, key)); return err }); err != nil {
 		return demoResult{}, err
 	}
 	if err := d.step("The policy: what may be signed, with which key, after which checks ("+policyFile+")", 0,
@@ -147,14 +160,24 @@ func (d *demo) run() (demoResult, error) {
 		return demoResult{}, err
 	}
 	n := st.Releases + 1
-	ver := "1.0." + strconv.Itoa(n)
+	ver, counter := "1.0."+strconv.Itoa(n), uint64(n)
+	sign := []string{}
+	if sub.facts.Version != "" {
+		// The image has its say; policy refuses a request that contradicts it. The
+		// variant lets a second run sign the same version again.
+		ver, sign = sub.facts.Version, []string{"--variant", "run-" + strconv.Itoa(n)}
+	}
+	if sub.facts.SecurityCounter != nil {
+		counter = *sub.facts.SecurityCounter
+	}
 	if d.c.Image == "" {
 		if err := writeOutput(img, func(w io.Writer) error { _, err := w.Write(fitdemo.FIT(ver)); return err }); err != nil {
 			return demoResult{}, err
 		}
 	}
 	if err := d.step("Sign: logged before the key is used, verified before it leaves", 0,
-		args(ws, "sign", img, "--profile", "demo-"+form, "--version", ver, "--security-counter", strconv.Itoa(n), "--hardware-id", demoBoard, "--build-id", "quickstart-"+strconv.Itoa(n))...); err != nil {
+		args(args(ws, "sign", img, "--profile", sub.product, "--version", ver, "--security-counter", strconv.FormatUint(counter, 10),
+			"--hardware-id", demoBoard, "--build-id", "quickstart-"+strconv.Itoa(n)), sign...)...); err != nil {
 		return demoResult{}, err
 	}
 	var last struct {
@@ -179,7 +202,7 @@ func (d *demo) run() (demoResult, error) {
 	if err := d.step("What a device needs to check all that, offline", 0, args(ws, "trust", "export", "--out", root)...); err != nil {
 		return demoResult{}, err
 	}
-	verify := []string{"--trust-root", root, "--product", demoProduct, "--hardware-id", demoBoard, "--seal", fl.Seal, "--proof", fl.Proof}
+	verify := []string{"--trust-root", root, "--product", sub.product, "--hardware-id", demoBoard, "--seal", fl.Seal, "--proof", fl.Proof}
 	if err := d.step("Verify with the trust root alone, as a lab device that takes test releases", 0,
 		args([]string{"verify", fl.Image, "--unsafe-test"}, verify...)...); err != nil {
 		return demoResult{}, err
@@ -189,9 +212,8 @@ func (d *demo) run() (demoResult, error) {
 		return demoResult{}, err
 	}
 	pub := d.path(key + ".pem")
-	i := slices.IndexFunc(rq.Keys, func(k client.KeyRef) bool { return k.Name == key })
 	var k client.Key
-	if err := d.query(&k, args(ws, "key", "show", rq.Keys[i].Name)...); err != nil {
+	if err := d.query(&k, args(ws, "key", "show", key)...); err != nil {
 		return demoResult{}, err
 	}
 	if err := writeOutput(pub, func(w io.Writer) error { _, err := w.Write(pemOf(k.SPKI)); return err }); err != nil {
@@ -226,56 +248,88 @@ func (d *demo) run() (demoResult, error) {
 		Dir: d.c.Dir, Format: form, Version: ver, Files: fl,
 		Facts: []demoFact{
 			{"who asked, and for what", "firmseal request show " + request + w},
-			{"which rule let it pass", "firmseal policy show" + w + "   (policy " + rq.Policy[:12] + ")"},
+			{"which rule let it pass", "firmseal policy show" + w + "   (policy " + short(rq.Policy) + ")"},
 			{"each use of a key, before it happened", "firmseal log list --request " + request + w},
 			{"what was released", "firmseal release list" + w},
 			{"what a device checks", fl.Seal + ", " + fl.Proof + ", " + root},
 		},
 		Next: []string{
 			"firmseal init",
-			"firmseal policy example > firmseal-policy.yaml && firmseal policy apply firmseal-policy.yaml",
-			"firmseal sign build/app.bin --version 1.0.0 --security-counter 1 --hardware-id BOARD",
+			"firmseal policy example > firmseal-policy.yaml      (edit it: your product, format and keys)",
+			"firmseal key create my-test-key --environment test --product PRODUCT --format FORMAT",
+			"firmseal policy apply firmseal-policy.yaml",
+			"firmseal sign build/app.bin --profile PROFILE --version 1.0.0 --security-counter 1 --hardware-id BOARD",
 		},
 	}, nil
 }
 
-// image gives the path of the image to sign and its format.
-func (d *demo) image() (path, format string, err error) {
+// subject is the image of the demo.
+type subject struct {
+	path    string // inside the demo's directory
+	format  string
+	product string
+	facts   image.Facts // what it says of itself
+}
+
+// image gives the image to sign.
+func (d *demo) image() (subject, error) {
 	if d.c.Image == "" {
-		return d.path("demo.fit"), "fit", nil
+		return subject{path: d.path("demo.fit"), format: "fit", product: "demo-board"}, nil
 	}
 	f, err := openFile(d.c.Image)
 	if err != nil {
-		return "", "", err
+		return subject{}, err
 	}
 	defer f.Close()
 	src, err := fileSource(f)
 	if err != nil {
-		return "", "", err
+		return subject{}, err
 	}
+	base := filepath.Base(d.c.Image)
 	// The copy keeps the outputs inside the demo's directory.
-	path = d.path(filepath.Base(d.c.Image))
-	if err := writeOutput(path, func(w io.Writer) error {
+	sub := subject{path: d.path(base), format: "raw", product: "demo-" + slug(strings.TrimSuffix(base, filepath.Ext(base)))}
+	if err := writeOutput(sub.path, func(w io.Writer) error {
 		_, err := io.Copy(w, io.NewSectionReader(src, 0, src.Size()))
 		return err
 	}); err != nil {
-		return "", "", err
+		return subject{}, err
 	}
-	format = "raw"
 	if form, score := formats().Detect(src); form != nil && score >= image.Likely {
-		format = form.Name()
+		rep, err := form.Inspect(d.a.ctx, src)
+		if err != nil {
+			return subject{}, err
+		}
+		sub.format, sub.facts = form.Name(), rep.Facts
 	}
-	return path, format, nil
+	return sub, nil
 }
 
-func demoPolicy(format, key string) string {
+// slug makes a product's name of a file's.
+func slug(s string) string {
+	s = strings.Map(func(r rune) rune {
+		switch {
+		case r >= 'a' && r <= 'z', r >= '0' && r <= '9', r == '.', r == '-':
+			return r
+		case r >= 'A' && r <= 'Z':
+			return r + 'a' - 'A'
+		}
+		return '-'
+	}, s)
+	return s[:min(len(s), 40)]
+}
+
+func demoPolicy(sub subject, key string) string {
+	options := ""
+	if sub.facts.Signed {
+		options = "    options: {replace: true}   # the image has a signature already\n"
+	}
 	return `apiVersion: firmseal.policy/v1
 profiles:
-  demo-` + format + `:
-    product: ` + demoProduct + `
+  ` + sub.product + `:
+    product: ` + sub.product + `
     environment: test
-    format: ` + format + `
-    keys:
+    format: ` + sub.format + `
+` + options + `    keys:
       image: ` + key + `
     require: [build_id]
     rules:

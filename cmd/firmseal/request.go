@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -77,7 +78,7 @@ func (a *app) showRequest(r client.Request) error {
 			}
 		}
 		fmt.Fprintf(w, "product  %s %s, security counter %d, %s, %s\n", r.Product, r.Version, r.SecurityCounter, r.Environment, r.Format)
-		fmt.Fprintf(w, "boards   %v\n", r.HardwareIDs)
+		fmt.Fprintf(w, "boards   %s\n", strings.Join(r.HardwareIDs, ", "))
 		fmt.Fprintf(w, "asked    %s by %s, profile %s\n", when(r.Created), r.Actor, r.Profile)
 		fmt.Fprintf(w, "input    %s, %d bytes, %s\n", r.Input.Name, r.Input.Size, r.Input.SHA256)
 		fmt.Fprintf(w, "digest   %s (canonical request)\n", r.Digest)
@@ -96,7 +97,7 @@ func (a *app) showRequest(r client.Request) error {
 			if t.Resumed {
 				resumed = ", resumed by a person"
 			}
-			fmt.Fprintf(w, "attempt  %d %s %s, key %s%s\n", t.N, t.Purpose, t.State, t.KeyID[:12], resumed)
+			fmt.Fprintf(w, "attempt  %d %s %s, key %s%s\n", t.N, t.Purpose, t.State, short(t.KeyID), resumed)
 		}
 	})
 }
@@ -160,7 +161,7 @@ func (c *releaseListCmd) Run(a *app) error {
 			table(w, func(w io.Writer) {
 				fmt.Fprintln(w, "RELEASE\tPRODUCT\tVERSION\tCOUNTER\tENVIRONMENT\tBOARDS\tCREATED")
 				for _, r := range p.Items {
-					fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%v\t%s\n", r.ID, r.Product, r.Version, r.SecurityCounter, r.Environment, r.HardwareIDs, when(r.Created))
+					fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%s\t%s\n", r.ID, r.Product, r.Version, r.SecurityCounter, r.Environment, strings.Join(r.HardwareIDs, ","), when(r.Created))
 				}
 			})
 		})
@@ -179,7 +180,7 @@ func (c *releaseShowCmd) Run(a *app) error {
 		}
 		return a.show("Release", r, func(w io.Writer) {
 			fmt.Fprintf(w, "release %s: %s %s, security counter %d, %s\n", r.ID, r.Product, r.Version, r.SecurityCounter, r.Environment)
-			fmt.Fprintf(w, "boards   %v\nformat   %s\nimage    %s, %d bytes, %s\n", r.HardwareIDs, r.Format, r.Image.Name, r.Image.Size, r.Image.SHA256)
+			fmt.Fprintf(w, "boards   %s\nformat   %s\nimage    %s, %d bytes, %s\n", strings.Join(r.HardwareIDs, ", "), r.Format, r.Image.Name, r.Image.Size, r.Image.SHA256)
 			if r.Signature != nil {
 				fmt.Fprintf(w, "signature %s, %d bytes, %s\n", r.Signature.Name, r.Signature.Size, r.Signature.SHA256)
 			}

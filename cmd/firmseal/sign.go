@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/firmseal/firmseal"
 	"github.com/firmseal/firmseal/client"
 	"github.com/firmseal/firmseal/internal/problem"
 )
@@ -16,7 +17,7 @@ import (
 type signCmd struct {
 	Image           string            `arg:"" help:"Image to sign."`
 	Profile         string            `short:"p" help:"Profile of the policy; default: that of firmseal.yaml." placeholder:"NAME"`
-	Version_        string            `name:"version" help:"Version of the release (semantic version, for people)." placeholder:"1.2.3"`
+	Version         string            `help:"Version of the release (semantic version, for people)." placeholder:"1.2.3"`
 	SecurityCounter *uint64           `name:"security-counter" aliases:"counter" help:"Security counter (for enforcement); never below the last release's." placeholder:"N"`
 	HardwareID      []string          `name:"hardware-id" help:"Board that may run the image; repeat for each." placeholder:"BOARD"`
 	Variant         string            `help:"Tells images of one version for one board apart." placeholder:"NAME"`
@@ -28,7 +29,7 @@ type signCmd struct {
 	BuildFinished   time.Time         `name:"build-finished" help:"When the build ended (RFC 3339); for the latency metric." placeholder:"TIME" format:"2006-01-02T15:04:05Z07:00"`
 	DigestOnly      bool              `name:"digest-only" help:"Send the digest, not the image; needs a profile that allows it, and is marked 'bytes unseen' everywhere."`
 	Idempotency     string            `name:"idempotency-key" help:"The same key and request give the same answer; default: random." placeholder:"KEY"`
-	Wait            time.Duration     `help:"Wait this long for the signature." default:"60s"`
+	Wait            time.Duration     `help:"Wait at most this long for the signature." default:"60s"`
 	NoWait          bool              `name:"no-wait" help:"Submit and return; fetch later with firmseal release fetch."`
 	Out             string            `name:"out" help:"Where to write the signed image (default: IMAGE with .signed before its extension; detached formats write IMAGE.sig). The seal and proof go beside it." placeholder:"FILE"`
 }
@@ -66,8 +67,11 @@ func (c *signCmd) Run(a *app) error {
 		return err
 	}
 	size := st.Size()
+	if size == 0 {
+		return problem.New(problem.Usage, "%s is empty", c.Image)
+	}
 	n := client.NewRequest{
-		Profile: c.Profile, Version: c.Version_, SecurityCounter: c.SecurityCounter, HardwareIDs: c.HardwareID, Variant: c.Variant,
+		Profile: c.Profile, Version: c.Version, SecurityCounter: c.SecurityCounter, HardwareIDs: c.HardwareID, Variant: c.Variant,
 		MinimumVersion: c.MinimumVersion, Emergency: c.Emergency, BytesUnseen: c.DigestOnly, Metadata: c.Meta, BuildID: c.BuildID,
 		Input: client.Input{Name: filepath.Base(c.Image), Size: size},
 	}
@@ -145,11 +149,11 @@ func (a *app) signed(cl *client.Client, r client.Request, c *signCmd) error {
 	case "released":
 	case "queued", "signing", "sealing":
 		_ = a.show("SigningRequest", out, func(w io.Writer) {
-			fmt.Fprintf(w, "request %s is %s\n", r.ID, r.State)
+			fmt.Fprintf(w, "wait  request %s is %s\n", r.ID, r.State)
 			if r.Problem != nil {
-				fmt.Fprintf(w, "waits   %s\n", r.Problem.Detail)
+				fmt.Fprintf(w, "why   %s\n", r.Problem.Detail)
 			}
-			fmt.Fprintf(w, "next    firmseal release fetch %s\n", r.ID)
+			fmt.Fprintf(w, "next  firmseal release fetch %s\n", r.ID)
 		})
 		if c.NoWait {
 			return nil
@@ -158,9 +162,9 @@ func (a *app) signed(cl *client.Client, r client.Request, c *signCmd) error {
 	default:
 		if a.g.Output == "json" && !a.g.Quiet {
 			a.json("SigningRequest", out)
-			return &exitError{exitOf(r.Problem.Code)}
+			return &exitError{exitOf(reason(r).Code)}
 		}
-		return &client.Error{Problem: *r.Problem}
+		return &client.Error{Problem: reason(r)}
 	}
 	rel, err := cl.Release(a.ctx, r.ID)
 	if err != nil {
@@ -180,7 +184,7 @@ func (a *app) signed(cl *client.Client, r client.Request, c *signCmd) error {
 		}
 		fmt.Fprintf(w, "ok    %s %s signed for %s%s\n", rel.Product, rel.Version, strings.Join(rel.HardwareIDs, ", "), mark)
 		if out.Files.Signature != "" {
-			fmt.Fprintf(w, "signature  %s\n", out.Files.Signature)
+			fmt.Fprintf(w, "signature  %s   (of %s, which stays as it is)\n", out.Files.Signature, out.Files.Image)
 		} else {
 			fmt.Fprintf(w, "image      %s\n", out.Files.Image)
 		}
@@ -189,15 +193,24 @@ func (a *app) signed(cl *client.Client, r client.Request, c *signCmd) error {
 		for _, k := range r.Keys {
 			fmt.Fprintf(w, "key        %s   %s\n", k.Name, k.ID)
 		}
-		fmt.Fprintf(w, "request    %s   policy %s\n", r.ID, r.Policy[:12])
+		fmt.Fprintf(w, "request    %s   policy %s\n", r.ID, short(r.Policy))
 	})
+}
+
+// reason is why a request rests without a release.
+func reason(r client.Request) client.Problem {
+	if r.Problem != nil {
+		return *r.Problem
+	}
+	return client.Problem{Code: string(problem.RequestState), Detail: "request " + r.ID + " is " + r.State, Next: "firmseal request show " + r.ID}
 }
 
 // filesOf says where a release's files go. image is the path of the input where
 // it is known; for a detached format it is left as it is.
 func filesOf(rel client.Release, out, image string) files {
 	if image == "" {
-		image = rel.Image.Name
+		// The name is a server's: it stays in this directory.
+		image = filepath.Base(filepath.FromSlash(rel.Image.Name))
 	}
 	if rel.Signature != nil {
 		if out == "" {
@@ -215,17 +228,32 @@ func filesOf(rel client.Release, out, image string) files {
 // fetch writes a release's files.
 func (a *app) fetch(cl *client.Client, rel client.Release, out, image string) (*files, error) {
 	fl := filesOf(rel, out, image)
-	path, part := fl.Image, client.PartImage
+	path, part, file := fl.Image, client.PartImage, rel.Image
 	if rel.Signature != nil {
-		path, part = fl.Signature, client.PartSignature
+		path, part, file = fl.Signature, client.PartSignature, *rel.Signature
 	}
-	for _, g := range []struct {
-		path string
-		part client.Part
-	}{{path, part}, {fl.Seal, client.PartSeal}, {fl.Proof, client.PartProof}} {
-		if err := writeOutput(g.path, func(w io.Writer) error { return cl.Download(a.ctx, rel.ID, g.part, w) }); err != nil {
-			return nil, err
-		}
+	download := func(part client.Part) func(io.Writer) error {
+		return func(w io.Writer) error { return cl.Download(a.ctx, rel.ID, part, w) }
 	}
-	return &fl, nil
+	err := writeOutputs(
+		output{path, func(w io.Writer) error { return a.download(cl, rel, part, file, w) }},
+		output{fl.Seal, download(client.PartSeal)}, output{fl.Proof, download(client.PartProof)},
+	)
+	return &fl, err
+}
+
+// download fetches a release's file and holds it against the digest that the
+// release names.
+func (a *app) download(cl *client.Client, rel client.Release, part client.Part, f client.File, w io.Writer) error {
+	p := a.progress("downloading", f.Size)
+	defer p.done()
+	h := sha256.New()
+	if err := cl.Download(a.ctx, rel.ID, part, io.MultiWriter(w, &countingWriter{w: h, step: p.at})); err != nil {
+		return err
+	}
+	if got := hex.EncodeToString(h.Sum(nil)); got != f.SHA256 {
+		return problem.New(firmseal.CodeImageMismatch, "what was downloaded is not the %s of release %s", part, rel.ID).
+			Seen("it has SHA-256 %s, the release says %s", got, f.SHA256).WithHint("firmseal release fetch %s", rel.ID)
+	}
+	return nil
 }

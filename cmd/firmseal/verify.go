@@ -23,18 +23,18 @@ import (
 type verifyCmd struct {
 	Image string `arg:"" help:"Image to verify."`
 
-	TrustRoot  string  `name:"trust-root" help:"Trust root file: verify the release's seal and log proof, offline. Default: trustroot.json beside the image or here." placeholder:"FILE"`
+	TrustRoot  string  `name:"trust-root" help:"Trust root file: verify the release's seal and log proof, offline. Default: trustroot.json here." placeholder:"FILE"`
 	Seal       string  `help:"Seal; default: IMAGE.seal." placeholder:"FILE"`
 	Proof      string  `help:"Log proof; default: IMAGE.tlog-proof." placeholder:"FILE"`
 	Product    string  `help:"Product that the device is." placeholder:"NAME"`
 	HardwareID string  `name:"hardware-id" help:"Board that the device is." placeholder:"BOARD"`
 	Counter    *uint64 `name:"device-counter" help:"The device's security counter." placeholder:"N"`
-	Version_   string  `name:"device-version" help:"The version that the device runs." placeholder:"1.2.3"`
+	Version    string  `name:"device-version" help:"The version that the device runs." placeholder:"1.2.3"`
 	UnsafeTest bool    `name:"unsafe-test" help:"Accept a release of environment test, and nothing else. Never on a device in a customer's hands."`
 
 	Format    string          `short:"f" help:"Verify the image itself, as its bootloader would, with --key. Default: detected." placeholder:"FORMAT"`
 	Key       []string        `short:"k" help:"Public key (PEM or DER) that the bootloader holds, with --format or alone; NAME=FILE gives its name there. Repeat." placeholder:"[NAME=]FILE"`
-	Signature string          `help:"Detached signature; default: IMAGE.sig." placeholder:"FILE"`
+	Signature string          `help:"Detached signature; default: IMAGE.sig, where the seal or format has one." placeholder:"FILE"`
 	Verifier  string          `help:"Verifier that decides, as u-boot or mcuboot." placeholder:"NAME"`
 	VerifierV string          `name:"verifier-version" help:"Its version." placeholder:"VERSION"`
 	Options   json.RawMessage `help:"The verifier's options, as JSON: firmseal help format NAME." placeholder:"JSON"`
@@ -131,6 +131,9 @@ type verified struct {
 	LogOrigin   string   `json:"log_origin,omitempty"`
 	LogIndex    *int64   `json:"log_index,omitempty"`
 	LogSize     int64    `json:"log_size,omitempty"`
+
+	// SignatureChecked is there for formats with a signature file.
+	SignatureChecked *bool `json:"signature_checked,omitempty"`
 }
 
 type sealer struct {
@@ -144,7 +147,7 @@ func (c *verifyCmd) sealed(a *app) error {
 		path = "trustroot.json"
 		if _, err := os.Stat(path); err != nil {
 			return problem.New(problem.Usage, "no trust root was named, and there is no trustroot.json here").
-				Seen("a seal proves something only against keys that you trust already").WithHint("firmseal trust export --out trustroot.json, on the machine that you trust")
+				Seen("a seal proves something only against keys that you trust already").WithHint("get it from the machine that signs: firmseal trust export --out trustroot.json")
 		}
 	}
 	rootText, err := a.readInput(path, firmseal.MaxTrustRoot+1)
@@ -162,11 +165,14 @@ func (c *verifyCmd) sealed(a *app) error {
 	if in.Proof, err = a.optional(beside(c.Proof, c.Image, ".tlog-proof"), c.Proof != "", firmseal.MaxProof); err != nil {
 		return err
 	}
-	if in.Signature, err = a.optional(beside(c.Signature, c.Image, ".sig"), c.Signature != "", 1<<20); err != nil {
-		return err
+	// Another release's signature may lie beside an image that carries its own.
+	if c.Signature != "" || detached(in.Seal) {
+		if in.Signature, err = a.optional(beside(c.Signature, c.Image, ".sig"), c.Signature != "", 1<<20); err != nil {
+			return err
+		}
 	}
-	if c.Counter != nil || c.Version_ != "" {
-		d := &firmseal.DeviceState{Version: c.Version_}
+	if c.Counter != nil || c.Version != "" {
+		d := &firmseal.DeviceState{Version: c.Version}
 		if c.Counter != nil {
 			d.SecurityCounter = *c.Counter
 		}
@@ -180,6 +186,9 @@ func (c *verifyCmd) sealed(a *app) error {
 	st, err := f.Stat()
 	if err != nil {
 		return err
+	}
+	if st.Size() == 0 {
+		return problem.New(firmseal.CodeImageMismatch, "%s is empty", c.Image)
 	}
 	p := a.progress("verifying", st.Size())
 	in.Image, in.ImageSize = &counting{r: f, step: p.at}, st.Size()
@@ -201,6 +210,9 @@ func (c *verifyCmd) sealed(a *app) error {
 	if v.Checkpoint != nil {
 		out.LogOrigin, out.LogIndex, out.LogSize = v.Checkpoint.Origin, &v.LeafIndex, v.Checkpoint.Size
 	}
+	if len(v.Statement.Subjects) > 1 {
+		out.SignatureChecked = &v.SignatureChecked
+	}
 	return a.show("Verified", out, func(w io.Writer) {
 		mark := ""
 		if v.Test() {
@@ -214,6 +226,9 @@ func (c *verifyCmd) sealed(a *app) error {
 		}
 		fmt.Fprintf(w, "ok    %s %s, security counter %d, for %s%s\n", r.Product, r.Version, r.SecurityCounter, strings.Join(r.HardwareIDs, ", "), mark)
 		fmt.Fprintf(w, "image   %s (%d bytes, %s)\n", out.ImageSHA256, v.ImageSize, r.Format)
+		if out.SignatureChecked != nil && !v.SignatureChecked {
+			fmt.Fprintf(w, "warn    the signature file was not looked at: it is not beside the image; name it with --signature\n")
+		}
 		fmt.Fprintf(w, "asked   %s, request %s\n", r.Requester, r.Request.ID)
 		for _, k := range r.SignedWith {
 			fmt.Fprintf(w, "signed  key %s\n", k)
@@ -225,6 +240,17 @@ func (c *verifyCmd) sealed(a *app) error {
 			fmt.Fprintf(w, "logged  entry %d of %d in %s\n", v.LeafIndex, v.Checkpoint.Size, v.Checkpoint.Origin)
 		}
 	})
+}
+
+// detached reports whether a seal is about an image and its signature file. A
+// seal that cannot be read is about nothing; Verify says what is wrong with it.
+func detached(seal []byte) bool {
+	env, err := firmseal.ParseEnvelope(seal)
+	if err != nil {
+		return false
+	}
+	st, err := env.Statement()
+	return err == nil && len(st.Subjects) > 1
 }
 
 // bootloader verifies the image itself with the format's own verifier.
@@ -260,13 +286,15 @@ func (c *verifyCmd) bootloader(a *app) error {
 		return err
 	}
 	t.Counter = c.Counter
-	v, err := form.Verify(a.ctx, src, t, image.Profile{Verifier: c.Verifier, Version: c.VerifierV, Options: image.Options(c.Options)})
+	p := a.progress("verifying", src.Size())
+	v, err := form.Verify(a.ctx, &watched{Source: src, step: p.at}, t, image.Profile{Verifier: c.Verifier, Version: c.VerifierV, Options: image.Options(c.Options)})
+	p.done()
 	if err != nil {
 		return err
 	}
 	_ = a.show("Verdict", v, func(w io.Writer) { printVerdict(w, v) })
-	if refusal := v.Refusal(); refusal != nil {
-		return &exitError{problem.Exit(refusal)}
+	if v.Refusal() != nil {
+		return &exitError{problem.ExitRefused} // whatever the finding: a verdict was made, and it is no
 	}
 	return nil
 }
