@@ -17,10 +17,12 @@ type helpCmd struct {
 	Topic []string `arg:"" optional:"" help:"A code, codes, exit-codes, scopes, or format NAME."`
 }
 
-var exitCodes = []struct {
+type exitCode struct {
 	Code    int    `json:"code"`
 	Meaning string `json:"meaning"`
-}{
+}
+
+var exitCodes = []exitCode{
 	{problem.ExitOK, "ok"},
 	{problem.ExitError, "error"},
 	{problem.ExitUsage, "wrong usage"},

@@ -127,7 +127,8 @@ func (d *demo) run() (demoResult, error) {
 		return demoResult{}, err
 	}
 	img, form := sub.path, sub.format
-	key, keyType := sub.product+"-"+form+"-test", map[string]string{"fit": "rsa2048"}[form]
+	profile := sub.name + "-" + form
+	key, keyType := profile+"-test", map[string]string{"fit": "rsa2048"}[form]
 	if keyType == "" {
 		keyType = "p256"
 	}
@@ -143,8 +144,8 @@ func (d *demo) run() (demoResult, error) {
 			return demoResult{}, err
 		}
 	}
-	policyFile := d.path("policy-" + sub.product + ".yaml")
-	if err := writeOutput(policyFile, func(w io.Writer) error { _, err := io.WriteString(w, demoPolicy(sub, key)); return err }); err != nil {
+	policyFile := d.path("policy-" + profile + ".yaml")
+	if err := writeOutput(policyFile, func(w io.Writer) error { _, err := io.WriteString(w, demoPolicy(sub, profile, key)); return err }); err != nil {
 		return demoResult{}, err
 	}
 	if err := d.step("The policy: what may be signed, with which key, after which checks ("+policyFile+")", 0,
@@ -176,7 +177,7 @@ func (d *demo) run() (demoResult, error) {
 		}
 	}
 	if err := d.step("Sign: logged before the key is used, verified before it leaves", 0,
-		args(args(ws, "sign", img, "--profile", sub.product, "--version", ver, "--security-counter", strconv.FormatUint(counter, 10),
+		args(args(ws, "sign", img, "--profile", profile, "--version", ver, "--security-counter", strconv.FormatUint(counter, 10),
 			"--hardware-id", demoBoard, "--build-id", "quickstart-"+strconv.Itoa(n)), sign...)...); err != nil {
 		return demoResult{}, err
 	}
@@ -267,6 +268,7 @@ func (d *demo) run() (demoResult, error) {
 type subject struct {
 	path    string // inside the demo's directory
 	format  string
+	name    string // begins the names of its profile and key
 	product string
 	facts   image.Facts // what it says of itself
 }
@@ -274,7 +276,7 @@ type subject struct {
 // image gives the image to sign.
 func (d *demo) image() (subject, error) {
 	if d.c.Image == "" {
-		return subject{path: d.path("demo.fit"), format: "fit", product: "demo-board"}, nil
+		return subject{path: d.path("demo.fit"), format: "fit", name: "demo", product: "demo-board"}, nil
 	}
 	f, err := openFile(d.c.Image)
 	if err != nil {
@@ -287,7 +289,8 @@ func (d *demo) image() (subject, error) {
 	}
 	base := filepath.Base(d.c.Image)
 	// The copy keeps the outputs inside the demo's directory.
-	sub := subject{path: d.path(base), format: "raw", product: "demo-" + slug(strings.TrimSuffix(base, filepath.Ext(base)))}
+	name := "demo-" + slug(strings.TrimSuffix(base, filepath.Ext(base)))
+	sub := subject{path: d.path(base), format: "raw", name: name, product: name}
 	if err := writeOutput(sub.path, func(w io.Writer) error {
 		_, err := io.Copy(w, io.NewSectionReader(src, 0, src.Size()))
 		return err
@@ -318,14 +321,14 @@ func slug(s string) string {
 	return s[:min(len(s), 40)]
 }
 
-func demoPolicy(sub subject, key string) string {
+func demoPolicy(sub subject, profile, key string) string {
 	options := ""
 	if sub.facts.Signed {
 		options = "    options: {replace: true}   # the image has a signature already\n"
 	}
 	return `apiVersion: firmseal.policy/v1
 profiles:
-  ` + sub.product + `:
+  ` + profile + `:
     product: ` + sub.product + `
     environment: test
     format: ` + sub.format + `

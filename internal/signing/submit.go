@@ -419,7 +419,7 @@ func (s *Service) holdInput(ctx context.Context, who auth.Identity, sub *Submiss
 	info, err := st.Stat(ctx, d)
 	if problem.Has(err, problem.NotFound) {
 		return problem.New(problem.UploadMissing, "the image %s is not uploaded", sub.Input.Name).
-			Seen("no complete upload has SHA-256 %s", sub.Input.SHA256).WithHint("firmseal sign uploads it; over the API: POST /api/v1/uploads")
+			Seen("no complete upload has SHA-256 %s", sub.Input.SHA256).WithHint("upload it before, as firmseal sign does: POST /api/v1/uploads")
 	}
 	if err != nil {
 		return err
