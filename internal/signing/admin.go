@@ -120,6 +120,19 @@ func (s *Service) TrustRoot(ctx context.Context, project string) ([]byte, error)
 	if err != nil {
 		return nil, err
 	}
+	// A key that somebody wrote into the table must not reach a device.
+	for _, k := range t.Keys {
+		rec, err := s.Key(ctx, project, k.Name)
+		if err != nil {
+			return nil, err
+		}
+		if err := s.holdKey(ctx, rec); err != nil {
+			return nil, err
+		}
+		if string(rec.SPKI) != string(k.SPKI) || string(rec.Binding.Environment) != k.Environment {
+			return nil, altered("key %s", k.Name).Seen("it changed while the trust root was made")
+		}
+	}
 	if len(t.Keys) == 0 {
 		return nil, problem.New(problem.SealKeyMissing, "there is no active seal key").
 			WithHint("firmseal key create seal-production --purpose seal --environment production --type ed25519")

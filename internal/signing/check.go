@@ -80,7 +80,7 @@ func (s *Service) request(ctx context.Context, v row) (Request, error) {
 		return Request{}, altered("request %s", v.id).Seen("its document cannot be decoded").Because(err)
 	}
 	if r.ID != v.id || r.Project != v.project || r.Actor != v.actor || r.Product != v.product ||
-		r.Environment != v.environment || r.Version != v.version || r.BuildID != v.buildID {
+		r.Environment != v.environment || r.Version != v.version || r.BuildID != v.buildID || v.release != "" {
 		return Request{}, altered("request %s", v.id).Seen("its columns are not what its document says")
 	}
 	leaf, err := s.provenLeaf(ctx, v.leaf)

@@ -104,6 +104,8 @@ func (s *Service) history(ctx context.Context, v row, r Request) (past, error) {
 		}
 	}
 	switch {
+	case v.state != Queued && v.state != Signing && v.state != Sealing:
+		return p, no("its state is %q", string(v.state))
 	case requests != 1:
 		return p, no("the log has %d entries of its beginning", requests)
 	case n != len(p.attempts):
@@ -114,7 +116,7 @@ func (s *Service) history(ctx context.Context, v row, r Request) (past, error) {
 		return p, no("it is %s, and the log has no outcome, or one too early", v.state)
 	case v.state == Queued && len(p.attempts) > 0:
 		return p, no("it is queued and has attempts")
-	case v.state != Sealing && sessionSum(v.session) != session:
+	case v.state == Sealing && len(v.session) > 0, v.state != Sealing && sessionSum(v.session) != session:
 		return p, no("its session is not the one that attempt %d was logged with", n)
 	}
 	for i, a := range p.attempts[:max(0, len(p.attempts)-1)] {
@@ -138,12 +140,15 @@ func (s *Service) history(ctx context.Context, v row, r Request) (past, error) {
 
 // is compares an attempt's row with its leaf.
 func (a Attempt) is(id string, leaf firmseal.Leaf, sealing bool) bool {
-	key, inputs := leaf.Key, leaf.Inputs
+	key, inputs, purpose := leaf.Key, leaf.Inputs, keys.Firmware
+	if sealing {
+		purpose = keys.Seal
+	}
 	if leaf.Type == firmseal.LeafOutcome {
 		key, inputs = leaf.SealKey, []firmseal.LeafInput{{Slot: "seal", Kind: "message", SHA256: leaf.Statement}}
 	}
 	return a.leaf == id && a.N == leaf.Attempt && a.KeyID == key && a.Resumed == leaf.Resumed && sameInputs(a.Inputs, inputs) &&
-		(a.Purpose == keys.Seal) == sealing
+		a.Purpose == purpose
 }
 
 // entitled asks the log whether the transaction that redeemed the ticket saw
@@ -200,12 +205,23 @@ func (v row) same(now row) error {
 		name string
 		same bool
 	}{
-		{"document", string(now.document) == string(v.document)}, {"digest", string(now.digest) == string(v.digest)},
-		{"leaf", now.leaf == v.leaf}, {"product", now.product == v.product}, {"environment", now.environment == v.environment},
-		{"version", now.version == v.version}, {"policy", now.policy == v.policy}, {"project", now.project == v.project},
-		{"actor", now.actor == v.actor}, {"build_id", now.buildID == v.buildID}, {"session", string(now.session) == string(v.session)},
-		{"receipt", now.receipt == v.receipt}, {"output", now.output == v.output}, {"output_size", now.outputSize == v.outputSize},
-		{"statement", string(now.statement) == string(v.statement)}, {"outcome", now.outcome == v.outcome}, {"release", now.release == v.release},
+		{"document", string(now.document) == string(v.document)},
+		{"digest", string(now.digest) == string(v.digest)},
+		{"leaf", now.leaf == v.leaf},
+		{"product", now.product == v.product},
+		{"environment", now.environment == v.environment},
+		{"version", now.version == v.version},
+		{"policy", now.policy == v.policy},
+		{"project", now.project == v.project},
+		{"actor", now.actor == v.actor},
+		{"build_id", now.buildID == v.buildID},
+		{"session", string(now.session) == string(v.session)},
+		{"receipt", now.receipt == v.receipt},
+		{"output", now.output == v.output},
+		{"output_size", now.outputSize == v.outputSize},
+		{"statement", string(now.statement) == string(v.statement)},
+		{"outcome", now.outcome == v.outcome},
+		{"release", now.release == v.release},
 	} {
 		if !c.same {
 			what = append(what, c.name)

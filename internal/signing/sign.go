@@ -409,6 +409,9 @@ func (s *Service) seal(ctx context.Context, p *progress) error {
 			return altered("request %s", v.id).Seen("the seal key's attempt is not open")
 		}
 	}
+	if err := s.asSealed(ctx, v, r); err != nil {
+		return err
+	}
 	rec, err := s.sealedBy(ctx, r, leaf.SealKey)
 	if err != nil {
 		return err
@@ -492,9 +495,6 @@ func (s *Service) release(ctx context.Context, p *progress, env, proof []byte) e
 	if err := json.Unmarshal([]byte(v.receipt), &receipt); err != nil {
 		return altered("request %s", v.id).Seen("its receipt cannot be decoded").Because(err)
 	}
-	if err := s.asSealed(ctx, v, r, receipt); err != nil {
-		return err
-	}
 	pr, err := firmseal.ParseProof(proof)
 	if err != nil {
 		return err
@@ -542,7 +542,11 @@ func (s *Service) release(ctx context.Context, p *progress, env, proof []byte) e
 
 // asSealed holds what the catalogue will say of the files against the sealed
 // statement and the stored output: receipt and size are in no leaf.
-func (s *Service) asSealed(ctx context.Context, v row, r Request, receipt image.Receipt) error {
+func (s *Service) asSealed(ctx context.Context, v row, r Request) error {
+	var receipt image.Receipt
+	if err := json.Unmarshal([]byte(v.receipt), &receipt); err != nil {
+		return altered("request %s", v.id).Seen("its receipt cannot be decoded").Because(err)
+	}
 	st, err := firmseal.ParseStatement(v.statement)
 	if err != nil {
 		return err

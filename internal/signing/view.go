@@ -192,7 +192,8 @@ func (s *Service) decided(tx *db.Tx, who auth.Identity, id string) (row, error) 
 // The server calls it at start; it repairs what a job's own record lost.
 func (s *Service) Unfinished(ctx context.Context) error {
 	return s.db.Update(ctx, func(tx *db.Tx) error {
-		rows, err := tx.Query(`SELECT id FROM signing_request WHERE state IN ($1, $2, $3) ORDER BY id`, string(Queued), string(Signing), string(Sealing))
+		rows, err := tx.Query(`SELECT id FROM signing_request WHERE state NOT IN ($1, $2, $3, $4) ORDER BY id`,
+			string(Released), string(Denied), string(Failed), string(Unknown))
 		if err != nil {
 			return err
 		}
