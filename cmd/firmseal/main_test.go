@@ -14,6 +14,7 @@ func TestMain(m *testing.M) { testscript.Main(m, programs()) }
 
 func programs() map[string]func() {
 	return map[string]func(){
-		"firmseal": func() { os.Exit(Main(os.Args[1:], os.Stdin, os.Stdout, os.Stderr, hooks{})) },
+		"firmseal":       func() { os.Exit(Main(os.Args[1:], os.Stdin, os.Stdout, os.Stderr, hooks{})) },
+		"firmseal-crash": func() { os.Exit(crashMain()) },
 	}
 }
