@@ -280,6 +280,7 @@ func (a *app) open() (*server.Server, error) {
 	if err != nil {
 		return nil, err
 	}
+	guardMemory()
 	return server.Open(a.ctx, a.options(dir, telemetry.NewLogger(&a.log, telemetry.Text, slog.LevelError)))
 }
 

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 
 	"github.com/firmseal/firmseal/client"
+	"github.com/firmseal/firmseal/internal/image"
 	"github.com/firmseal/firmseal/internal/problem"
 )
 
@@ -128,10 +129,14 @@ type keyTrustCmd struct {
 	Name    string          `arg:"" help:"Key name."`
 	Options json.RawMessage `help:"The format's options, as JSON: firmseal help format NAME." placeholder:"JSON"`
 	Dir     string          `help:"Directory to write the files to." default:"." placeholder:"DIR"`
+	Into    string          `help:"Add the key to this file of the device instead, in place: for fit, the board's control device tree." placeholder:"FILE"`
 }
 
 func (c *keyTrustCmd) Run(a *app) error {
 	return a.withClient(func(cl *client.Client) error {
+		if c.Into != "" {
+			return c.install(a, cl)
+		}
 		as, err := cl.KeyTrust(a.ctx, c.Name, c.Options)
 		if err != nil {
 			return err
@@ -156,5 +161,43 @@ func (c *keyTrustCmd) Run(a *app) error {
 				}
 			})
 		})
+	})
+}
+
+// maxTrustFile bounds a file that a key is added to, in bytes.
+const maxTrustFile = 16 << 20
+
+// install adds the key's public half to a file of the device.
+func (c *keyTrustCmd) install(a *app, cl *client.Client) error {
+	k, err := cl.Key(a.ctx, c.Name)
+	if err != nil {
+		return err
+	}
+	if k.Purpose != "firmware" {
+		return problem.New(problem.KeyBinding, "key %s is a %s key", c.Name, k.Purpose).
+			Seen("only firmware keys have a form that a bootloader reads").WithHint("firmseal trust export")
+	}
+	f, err := formats().ByName(k.Format)
+	if err != nil {
+		return err
+	}
+	in, ok := f.(image.TrustInstaller)
+	if !ok {
+		return problem.New(problem.Usage, "format %s has no file on the device that keys are added to", k.Format).
+			WithHint("firmseal key trust %s --dir DIR", c.Name)
+	}
+	base, err := a.readInput(c.Into, maxTrustFile)
+	if err != nil {
+		return err
+	}
+	out, err := in.InstallTrust(base, []image.PublicMaterial{{Role: "image", Name: k.Name, SPKI: k.SPKI}}, image.Options(c.Options))
+	if err != nil {
+		return err
+	}
+	if err := writeOutput(c.Into, func(w io.Writer) error { _, err := w.Write(out); return err }); err != nil {
+		return err
+	}
+	return a.show("TrustInstalled", map[string]string{"file": c.Into, "key": k.Name, "id": k.ID}, func(w io.Writer) {
+		fmt.Fprintf(w, "ok    %s trusts key %s (%s)\n", c.Into, k.Name, k.ID)
 	})
 }

@@ -2,20 +2,17 @@ package main
 
 import (
 	"bytes"
-	"encoding/pem"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
-	"github.com/firmseal/firmseal/internal/image"
-	"github.com/firmseal/firmseal/internal/image/fit"
 	"github.com/firmseal/firmseal/internal/image/fit/fitdemo"
 	"github.com/firmseal/firmseal/internal/image/fit/uboottest"
 )
 
 // What quickstart signs is booted by a real U-Boot that holds the key that
-// quickstart exported, and what quickstart flipped is refused by it.
+// firmseal key trust put into its control device tree, and what quickstart flipped is refused by it.
 func TestPeerUBootBootsTheQuickstart(t *testing.T) {
 	board := uboottest.Find(t)
 	dir := t.TempDir()
@@ -31,8 +28,15 @@ func TestPeerUBootBootsTheQuickstart(t *testing.T) {
 		}
 		return b
 	}
-	block, _ := pem.Decode(read("demo-fit-test.pem"))
-	control, err := fit.New().(image.TrustInstaller).InstallTrust(board.Tree, []image.PublicMaterial{{Role: "image", Name: "demo-fit-test", SPKI: block.Bytes}}, nil)
+	tree := filepath.Join(dir, "control.dtb")
+	if err := os.WriteFile(tree, board.Tree, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out.Reset()
+	if code := Main([]string{"key", "trust", "demo-fit-test", "--into", tree, "--workspace", filepath.Join(demo, ".firmseal")}, nil, &out, &out, hooks{}); code != 0 {
+		t.Fatalf("key trust ended with %d:\n%s", code, out.String())
+	}
+	control, err := os.ReadFile(tree)
 	if err != nil {
 		t.Fatal(err)
 	}
