@@ -14,8 +14,13 @@ import (
 // database cannot be made to say: that a retired key is active, that an older
 // policy is the newest, that a key is for another environment.
 type book struct {
+	// reading is held by the one who reads the log. It is never waited for
+	// inside a transaction: the reader needs a connection, too.
+	reading sync.Mutex
+	next    map[string]int64 // by leaf type: the first index that was not looked at; guarded by reading
+
+	// mu guards what follows, and nobody waits for anything else while it is held.
 	mu       sync.Mutex
-	next     map[string]int64 // by leaf type: the first index that was not looked at
 	policies map[string][]policyLeaf
 	created  map[string]keyLeaf // by key id
 	retired  map[string]int64   // key id → index of its first retirement
@@ -35,11 +40,10 @@ type keyLeaf struct {
 // once it is sequenced, which callers that need a certain leaf wait for.
 func (s *Service) follow(ctx context.Context) error {
 	b := &s.book
-	b.mu.Lock()
-	defer b.mu.Unlock()
+	b.reading.Lock()
+	defer b.reading.Unlock()
 	if b.next == nil {
 		b.next = make(map[string]int64)
-		b.policies, b.created, b.retired = make(map[string][]policyLeaf), make(map[string]keyLeaf), make(map[string]int64)
 	}
 	for _, kind := range []string{firmseal.LeafPolicyApply, firmseal.LeafKeyCreate, firmseal.LeafKeyRetire} {
 		for {
@@ -51,11 +55,10 @@ func (s *Service) follow(ctx context.Context) error {
 				break
 			}
 			for _, e := range es {
-				leaf, err := s.provenLeaf(ctx, e.ID)
-				if err != nil {
+				if err := s.proveEntry(ctx, e); err != nil {
 					return err
 				}
-				b.take(e.Index, e.ID, leaf)
+				b.take(e.Index, e.ID, e.Leaf)
 				b.next[kind] = e.Index + 1
 			}
 		}
@@ -64,6 +67,11 @@ func (s *Service) follow(ctx context.Context) error {
 }
 
 func (b *book) take(index int64, id string, leaf firmseal.Leaf) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.policies == nil {
+		b.policies, b.created, b.retired = make(map[string][]policyLeaf), make(map[string]keyLeaf), make(map[string]int64)
+	}
 	switch leaf.Type {
 	case firmseal.LeafPolicyApply:
 		b.policies[leaf.Subject] = append(b.policies[leaf.Subject], policyLeaf{index, id, leaf.Record})

@@ -103,6 +103,14 @@ func (s *Service) provenLeaf(ctx context.Context, id string) (firmseal.Leaf, err
 	return e.Leaf, err
 }
 
+// proveEntry is provenLeaf for an entry that was read from the log just now.
+func (s *Service) proveEntry(ctx context.Context, e tlog.Entry) error {
+	if _, err := s.log.Wait(ctx, tlog.Pending{ID: e.ID}); err != nil {
+		return err
+	}
+	return s.log.Check(ctx, e)
+}
+
 // proof gives the .tlog-proof of a leaf and the leaf's bytes.
 func (s *Service) proof(ctx context.Context, id string) (proof, leaf []byte, err error) {
 	if _, err := s.log.Wait(ctx, tlog.Pending{ID: id}); err != nil {

@@ -48,24 +48,24 @@ func (s *Service) history(ctx context.Context, v row, r Request) (past, error) {
 		return altered("request %s", v.id).Seen(format, a...)
 	}
 	var es []tlog.Entry
-	for q := (tlog.Query{Request: v.id}); ; q.From = es[len(es)-1].Index + 1 {
+	for q := (tlog.Query{Request: v.id, Limit: leavesAtOnce}); ; q.From = es[len(es)-1].Index + 1 {
 		page, err := s.log.Find(ctx, q)
 		if err != nil {
 			return p, err
 		}
-		if len(page) == 0 {
+		es = append(es, page...)
+		if len(page) < q.Limit {
 			break
 		}
-		es = append(es, page...)
 	}
 	n, requests := 0, 0
 	session := ""
 	for _, e := range es {
 		// The row's bytes make its id; that they are in the tree is proven here.
-		leaf, err := s.provenLeaf(ctx, e.ID)
-		if err != nil {
+		if err := s.proveEntry(ctx, e); err != nil {
 			return p, err
 		}
+		leaf := e.Leaf
 		sealed := leaf.Type == firmseal.LeafOutcome && leaf.Result == "sealed"
 		switch {
 		case leaf.Type == firmseal.LeafRequest:
@@ -137,6 +137,9 @@ func (s *Service) history(ctx context.Context, v row, r Request) (past, error) {
 	}
 	return p, nil
 }
+
+// leavesAtOnce is how many leaves are read at a time; a request has a handful.
+const leavesAtOnce = 500
 
 // is compares an attempt's row with its leaf.
 func (a Attempt) is(id string, leaf firmseal.Leaf, sealing bool) bool {
