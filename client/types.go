@@ -255,6 +255,11 @@ type Status struct {
 	Findings  []Finding      `json:"findings" doc:"what somebody should look at"`
 }
 
+// Health is the answer of a server that can do its work.
+type Health struct {
+	Status string `json:"status" enum:"ok" doc:"ok"`
+}
+
 // Finding is something that somebody should look at.
 type Finding struct {
 	Severity string `json:"severity" enum:"low,medium,high" doc:"how much it matters"`

@@ -17,6 +17,7 @@ import (
 	"github.com/firmseal/firmseal/internal/image"
 	"github.com/firmseal/firmseal/internal/journal"
 	"github.com/firmseal/firmseal/internal/keys"
+	"github.com/firmseal/firmseal/internal/problem"
 	"github.com/firmseal/firmseal/internal/signing"
 	"github.com/firmseal/firmseal/internal/tlog"
 )
@@ -203,21 +204,7 @@ func (s *server) log() {
 			}
 			return ok(client.LogCheck{Size: r.Size, Root: r.Root.String(), OK: true}), nil
 		})
-	tiles := http.StripPrefix("/log", s.Log.Handler())
-	for _, t := range []struct{ id, path, summary, media string }{
-		{"log-checkpoint", "/log/checkpoint", "The newest signed checkpoint (C2SP tlog-checkpoint)", "text/plain"},
-		{"log-tile", "/log/tile/{path...}", "A tile or entry bundle (C2SP tlog-tiles)", "application/octet-stream"},
-	} {
-		o := download(t.id, t.path, t.summary, t.media)
-		o.Security = []map[string][]string{{"token": {string(auth.LogRead)}}}
-		type in struct{}
-		register(s, o, func(ctx context.Context, _ *in) (*huma.StreamResponse, error) {
-			return &huma.StreamResponse{Body: func(hc huma.Context) {
-				r, w := humago.Unwrap(hc)
-				tiles.ServeHTTP(w, r)
-			}}, nil
-		})
-	}
+	s.tiles()
 	root := download("trustroot-get", "/api/v1/trustroot", "The trust root file: what a device needs to check a seal", "application/json")
 	register(s, root, func(ctx context.Context, _ *struct{}) (*huma.StreamResponse, error) {
 		b, err := s.Signing.TrustRoot(ctx, me(ctx).Project)
@@ -228,7 +215,73 @@ func (s *server) log() {
 	})
 }
 
+// tiles serves the log to independent readers, in the form of C2SP.
+func (s *server) tiles() {
+	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.StripPrefix("/log", s.Log.Handler()).ServeHTTP(&asProblem{ResponseWriter: w, r: r}, r)
+	})
+	checkpoint := download("log-checkpoint", "/log/checkpoint", "The newest signed checkpoint (C2SP tlog-checkpoint)", "text/plain")
+	checkpoint.Security = []map[string][]string{{"token": {string(auth.LogRead)}}}
+	register(s, checkpoint, through(h))
+
+	// A tile's path has slashes, which OpenAPI cannot say and the router can: the
+	// document has one parameter, the router the rest of the path.
+	tile := download("log-tile", "/log/tile/{path...}", "A tile or entry bundle (C2SP tlog-tiles)", "application/octet-stream")
+	tile.Security = checkpoint.Security
+	tile.Hidden = true
+	register(s, tile, through(h))
+	shown := tile
+	s.refusals(&shown)
+	shown.Path, shown.Hidden = "/log/tile/{path}", false
+	shown.Description = "The path is LEVEL/N, LEVEL/N.p/WIDTH, entries/N or entries/N.p/WIDTH, as c2sp.org/tlog-tiles writes them; its slashes stay as they are."
+	shown.Parameters = []*huma.Param{{Name: "path", In: "path", Required: true, Description: "as 0/000 or entries/000.p/6", Schema: &huma.Schema{Type: "string"}}}
+	s.api.OpenAPI().AddOperation(&shown)
+}
+
+// through lets an http.Handler answer an operation.
+func through(h http.Handler) func(context.Context, *struct{}) (*huma.StreamResponse, error) {
+	return func(context.Context, *struct{}) (*huma.StreamResponse, error) {
+		return &huma.StreamResponse{Body: func(hc huma.Context) {
+			r, w := humago.Unwrap(hc)
+			h.ServeHTTP(w, r)
+		}}, nil
+	}
+}
+
+// asProblem turns a handler's plain refusal into a problem document.
+type asProblem struct {
+	http.ResponseWriter
+	r       *http.Request
+	refused bool
+}
+
+func (a *asProblem) WriteHeader(status int) {
+	if status < 400 {
+		a.ResponseWriter.WriteHeader(status)
+		return
+	}
+	a.refused = true
+	p := problem.New(problem.Unavailable, "the log cannot be read now")
+	if status == http.StatusNotFound {
+		p = problem.New(problem.NotFound, "there is nothing at %s", a.r.URL.Path).Seen("the log may not have grown that far; the checkpoint has its size")
+	}
+	writeProblem(a.ResponseWriter, document(a.r.Context(), p))
+}
+
+func (a *asProblem) Write(b []byte) (int, error) {
+	if a.refused {
+		return len(b), nil // the plain text of what was just said
+	}
+	return a.ResponseWriter.Write(b)
+}
+
 func (s *server) status() {
+	metrics := op("metrics-get", http.MethodGet, "/metrics", public, "Numbers for Prometheus", 200)
+	metrics.Errors = nil
+	metrics.Responses = map[string]*huma.Response{"200": {Description: "the series, as text", Content: map[string]*huma.MediaType{
+		"text/plain": {Schema: &huma.Schema{Type: "string"}},
+	}}}
+	register(s, metrics, through(s.Metrics.Handler()))
 	register(s, op("events-list", http.MethodGet, "/api/v1/events", string(auth.AuditRead), "List journal entries, oldest first", 200),
 		func(ctx context.Context, in *struct {
 			After int64 `query:"after" minimum:"0" doc:"the next of the previous page"`
@@ -263,20 +316,14 @@ func (s *server) status() {
 			return ok(out), nil
 		})
 	register(s, op("health-get", http.MethodGet, "/healthz", public, "Whether the server can reach its database", 200),
-		func(ctx context.Context, _ *struct{}) (*body[struct {
-			Status string `json:"status" doc:"ok"`
-		}], error,
-		) {
+		func(ctx context.Context, _ *struct{}) (*body[client.Health], error) {
 			if err := s.DB.View(ctx, func(tx *db.Tx) error {
 				var one int
 				return tx.QueryRow(`SELECT 1`).Scan(&one)
 			}); err != nil {
 				return nil, err
 			}
-			out := ok(struct {
-				Status string `json:"status" doc:"ok"`
-			}{"ok"})
-			return out, nil
+			return ok(client.Health{Status: "ok"}), nil
 		})
 }
 

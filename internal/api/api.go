@@ -23,12 +23,16 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
+	"reflect"
+	"runtime/debug"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
 
+	"github.com/firmseal/firmseal/client"
 	"github.com/firmseal/firmseal/internal/auth"
 	"github.com/firmseal/firmseal/internal/blob"
 	"github.com/firmseal/firmseal/internal/db"
@@ -79,8 +83,11 @@ func New(o Options) http.Handler {
 	s.tokens()
 	s.log()
 	s.status()
-	mux.Handle("GET /metrics", o.Metrics.Handler())
 	mux.HandleFunc("/", s.notFound)
+	// huma describes its own error form; nothing answers with it.
+	for _, unused := range []string{"ErrorModel", "ErrorDetail"} {
+		delete(s.api.OpenAPI().Components.Schemas.Map(), unused)
+	}
 	return s.outer(mux)
 }
 
@@ -91,6 +98,16 @@ func config(version string) huma.Config {
 	c.DocsPath = "" // no third party's script on our origin
 	c.SchemasPath = ""
 	c.CreateHooks = nil // no $schema members in answers
+	c.Info.License = &huma.License{Name: "Apache-2.0", Identifier: "Apache-2.0"}
+	c.Servers = []*huma.Server{{URL: "/"}}
+	for _, t := range []struct{ name, text string }{
+		{"uploads", "images on their way in"}, {"requests", "signing requests"}, {"releases", "what was signed and sealed"},
+		{"keys", "keys; never a private half"}, {"policy", "what may be signed"}, {"tokens", "who may call"},
+		{"log", "the transparency log"}, {"trustroot", "what devices believe"}, {"events", "the journal"},
+		{"status", "health for people"}, {"health", "health for load balancers"}, {"metrics", "numbers for Prometheus"},
+	} {
+		c.Tags = append(c.Tags, &huma.Tag{Name: t.name, Description: t.text})
+	}
 	c.Components.SecuritySchemes = map[string]*huma.SecurityScheme{
 		"token": {Type: "http", Scheme: "bearer", Description: "an API token: firmseal token create"},
 	}
@@ -106,7 +123,7 @@ const public = ""
 func op(id, method, path, scope, summary string, status int) huma.Operation {
 	o := huma.Operation{
 		OperationID: id, Method: method, Path: path, Summary: summary, DefaultStatus: status, MaxBodyBytes: maxBody,
-		Tags: []string{strings.SplitN(id, "-", 2)[0]}, Errors: []int{400, 403, 404, 409, 422, 503},
+		Tags: []string{strings.SplitN(id, "-", 2)[0]}, Errors: []int{400, 403, 404, 409, 413, 422, 503},
 	}
 	if scope == public {
 		o.Security = []map[string][]string{}
@@ -123,6 +140,7 @@ func register[I, O any](s *server, o huma.Operation, h func(context.Context, *I)
 	if len(o.Security) == 0 && o.Metadata["public"] != true {
 		panic("operation " + o.OperationID + " has no scope")
 	}
+	s.refusals(&o)
 	huma.Register(s.api, o, func(ctx context.Context, in *I) (*O, error) {
 		out, err := h(ctx, in)
 		if err != nil {
@@ -130,6 +148,22 @@ func register[I, O any](s *server, o huma.Operation, h func(context.Context, *I)
 		}
 		return out, nil
 	})
+}
+
+// refusals describes the problem documents of an operation. huma would describe
+// them in a form of its own.
+func (s *server) refusals(o *huma.Operation) {
+	schema := s.api.OpenAPI().Components.Schemas.Schema(reflect.TypeFor[client.Problem](), true, "Problem")
+	if o.Responses == nil {
+		o.Responses = map[string]*huma.Response{}
+	}
+	for _, status := range append(o.Errors, http.StatusInternalServerError) {
+		o.Responses[strconv.Itoa(status)] = &huma.Response{
+			Description: http.StatusText(status),
+			Content:     map[string]*huma.MediaType{"application/problem+json": {Schema: schema}},
+		}
+	}
+	o.Errors = nil
 }
 
 // identify finds out who calls and whether the operation's scope is theirs.
@@ -186,6 +220,7 @@ func (s *server) outer(h http.Handler) http.Handler {
 		}
 		w.Header().Set("X-Request-ID", id)
 		w.Header().Set("X-Content-Type-Options", "nosniff")
+		t := &tracked{ResponseWriter: w}
 		defer func() {
 			p := recover()
 			if p == nil {
@@ -194,12 +229,36 @@ func (s *server) outer(h http.Handler) http.Handler {
 			if err, ok := p.(error); ok && errors.Is(err, http.ErrAbortHandler) {
 				panic(p)
 			}
-			s.Logger.ErrorContext(ctx, "panic in a handler", "path", r.URL.Path, "panic", p)
+			s.Logger.ErrorContext(ctx, "panic in a handler", "path", r.URL.Path, "panic", p, "stack", string(debug.Stack()))
+			if t.wrote {
+				// Half an answer is out. Cutting the connection is the only way left
+				// to say that it is not whole.
+				panic(http.ErrAbortHandler)
+			}
 			writeProblem(w, document(ctx, problem.New(problem.Internal, "something inside Firmseal failed")))
 		}()
-		h.ServeHTTP(w, r.WithContext(ctx))
+		h.ServeHTTP(t, r.WithContext(ctx))
 	})
 }
+
+// tracked knows whether an answer has begun.
+type tracked struct {
+	http.ResponseWriter
+	wrote bool
+}
+
+func (t *tracked) WriteHeader(status int) {
+	t.wrote = true
+	t.ResponseWriter.WriteHeader(status)
+}
+
+func (t *tracked) Write(b []byte) (int, error) {
+	t.wrote = true
+	return t.ResponseWriter.Write(b)
+}
+
+// Unwrap is for http.ResponseController.
+func (t *tracked) Unwrap() http.ResponseWriter { return t.ResponseWriter }
 
 func (s *server) notFound(w http.ResponseWriter, r *http.Request) {
 	writeProblem(w, document(r.Context(), problem.New(problem.NotFound, "there is nothing at %s %s", r.Method, r.URL.Path).

@@ -30,6 +30,15 @@ func (l local) RoundTrip(r *http.Request) (*http.Response, error) {
 	w := &pipeWriter{header: http.Header{}, body: pw, ready: make(chan struct{})}
 	go func() {
 		defer r.Body.Close()
+		defer func() {
+			// As over a connection: an answer that is cut off reads as one.
+			if p := recover(); p == http.ErrAbortHandler {
+				w.WriteHeader(http.StatusInternalServerError)
+				pw.CloseWithError(io.ErrUnexpectedEOF)
+			} else if p != nil {
+				panic(p)
+			}
+		}()
 		l.h.ServeHTTP(w, r)
 		w.WriteHeader(http.StatusOK) // no effect if the handler has written one
 		pw.Close()
