@@ -217,10 +217,22 @@ func (c *Client) Request(ctx context.Context, id string, wait time.Duration) (Re
 	return r, err
 }
 
-// Requests lists requests, newest first; state and before may be empty.
-func (c *Client) Requests(ctx context.Context, state, before string, limit int) (Page[Request], error) {
+// RequestQuery narrows Requests; empty members match all.
+type RequestQuery struct {
+	State   string
+	BuildID string
+	Before  string // Next of the previous page
+	Limit   int
+}
+
+// Requests lists requests, newest first.
+func (c *Client) Requests(ctx context.Context, rq RequestQuery) (Page[Request], error) {
 	var p Page[Request]
-	err := c.call(ctx, http.MethodGet, "/api/v1/requests", pageQuery("state", state, before, limit), nil, nil, &p)
+	q := pageQuery("state", rq.State, rq.Before, rq.Limit)
+	if rq.BuildID != "" {
+		q.Set("build_id", rq.BuildID)
+	}
+	err := c.call(ctx, http.MethodGet, "/api/v1/requests", q, nil, nil, &p)
 	return p, err
 }
 

@@ -18,8 +18,9 @@ type requestCmd struct {
 }
 
 type requestListCmd struct {
-	State string `help:"Only those in this state." enum:",queued,signing,sealing,released,denied,failed,unknown" default:""`
-	Limit int    `help:"How many." default:"50"`
+	State   string `help:"Only those in this state." enum:",queued,signing,sealing,released,denied,failed,unknown" default:""`
+	BuildID string `name:"build-id" help:"Only those of this build." placeholder:"ID"`
+	Limit   int    `help:"How many." default:"50"`
 }
 
 func when(us int64) string { return time.UnixMicro(us).UTC().Format("2006-01-02 15:04:05Z") }
@@ -32,7 +33,7 @@ func table(w io.Writer, f func(w io.Writer)) {
 
 func (c *requestListCmd) Run(a *app) error {
 	return a.withClient(func(cl *client.Client) error {
-		p, err := cl.Requests(a.ctx, c.State, "", c.Limit)
+		p, err := cl.Requests(a.ctx, client.RequestQuery{State: c.State, BuildID: c.BuildID, Limit: c.Limit})
 		if err != nil {
 			return err
 		}
@@ -42,9 +43,9 @@ func (c *requestListCmd) Run(a *app) error {
 				return
 			}
 			table(w, func(w io.Writer) {
-				fmt.Fprintln(w, "REQUEST\tSTATE\tPRODUCT\tVERSION\tENVIRONMENT\tACTOR\tCREATED")
+				fmt.Fprintln(w, "REQUEST\tSTATE\tPRODUCT\tVERSION\tENVIRONMENT\tACTOR\tBUILD\tRELEASE\tCREATED")
 				for _, r := range p.Items {
-					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", r.ID, r.State, r.Product, r.Version, r.Environment, r.Actor, when(r.Created))
+					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", r.ID, r.State, r.Product, r.Version, r.Environment, r.Actor, dash(r.BuildID), dash(r.Release), when(r.Created))
 				}
 			})
 		})

@@ -123,9 +123,10 @@ func (s *server) requests() {
 		func(ctx context.Context, in *struct {
 			Paging
 			State string `query:"state" enum:"queued,signing,sealing,released,denied,failed,unknown" doc:"only those in this state"`
+			BuildID string `query:"build_id" maxLength:"200" doc:"only those of this build"`
 		},
 		) (*list[client.Request], error) {
-			vs, err := s.Signing.List(ctx, me(ctx).Project, signing.Filter{State: signing.State(in.State), Before: in.Before, Limit: in.Limit})
+			vs, err := s.Signing.List(ctx, me(ctx).Project, signing.Filter{State: signing.State(in.State), BuildID: in.BuildID, Before: in.Before, Limit: in.Limit})
 			if err != nil {
 				return nil, err
 			}

@@ -62,9 +62,10 @@ func ownRow(tx *db.Tx, project, id string) (row, error) {
 
 // Filter narrows List; a zero field does not.
 type Filter struct {
-	State  State
-	Before string // id of the last request of the previous page
-	Limit  int    // 1 to 500; 0 is 50
+	State   State
+	BuildID string
+	Before  string // id of the last request of the previous page
+	Limit   int    // 1 to 500; 0 is 50
 }
 
 // List gives a project's requests, newest first.
@@ -76,8 +77,8 @@ func (s *Service) List(ctx context.Context, project string, f Filter) ([]View, e
 	var out []View
 	err := s.db.View(ctx, func(tx *db.Tx) error {
 		rows, err := tx.Query(`SELECT `+rowColumns+` FROM signing_request
-			WHERE project = $1 AND ($2 = '' OR state = $2) AND ($3 = '' OR id < $3) ORDER BY id DESC LIMIT $4`,
-			project, string(f.State), f.Before, f.Limit)
+			WHERE project = $1 AND ($2 = '' OR state = $2) AND ($3 = '' OR id < $3) AND ($5 = '' OR build_id = $5) ORDER BY id DESC LIMIT $4`,
+			project, string(f.State), f.Before, f.Limit, f.BuildID)
 		if err != nil {
 			return fmt.Errorf("listing requests: %w", err)
 		}
