@@ -42,6 +42,7 @@ import (
 	"math/rand/v2"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/firmseal/firmseal/internal/db"
@@ -417,11 +418,15 @@ func (q *Queue) start(ctx context.Context, k *kind, j Job, handlers *sync.WaitGr
 			delete(q.active, j.ID)
 			q.mu.Unlock()
 		}()
+		r := &runningJob{q: q, j: j}
 		var err error
 		if j.Attempt > k.o.MaxAttempts {
 			err = GiveUp(fmt.Errorf("its process ended %d times in the middle of it", k.o.MaxAttempts))
 		} else {
-			err = q.call(jctx, k, j)
+			err = q.call(context.WithValue(jctx, runningKey{}, r), k, j)
+		}
+		if err == nil && r.finished.Load() {
+			return // its row was settled with the handler's own records
 		}
 		o := decide(err, j.Attempt, k.o.MaxAttempts, ctx.Err() != nil, rand.Float64())
 		if o.state == "dead" {
@@ -429,6 +434,31 @@ func (q *Queue) start(ctx context.Context, k *kind, j Job, handlers *sync.WaitGr
 		}
 		q.settle(jctx, ctx, j, o)
 	})
+}
+
+// runningJob is in the context of a handler.
+type runningJob struct {
+	q        *Queue
+	j        Job
+	finished atomic.Bool
+}
+
+type runningKey struct{}
+
+// Finish ends the job whose handler was given ctx, in the transaction that makes
+// it unnecessary: no second transaction is needed for its row, and no crash
+// leaves a job for work that is done. The handler then has nothing left to do
+// but return nil. Outside of a handler it does nothing.
+func Finish(ctx context.Context, tx *db.Tx) error {
+	r, ok := ctx.Value(runningKey{}).(*runningJob)
+	if !ok {
+		return nil
+	}
+	if err := r.q.write(tx, r.j, outcome{state: "done"}); err != nil {
+		return fmt.Errorf("finishing %s %s: %w", r.j.Kind, r.j.Key, err)
+	}
+	tx.AfterCommit(func() { r.finished.Store(true) })
+	return nil
 }
 
 // call runs the handler. One that panics has a fault that another attempt would

@@ -471,3 +471,69 @@ func TestShortPauseIsNotRoundedUpToThePoll(t *testing.T) {
 		t.Errorf("ten pauses of a millisecond took %v", took)
 	}
 }
+
+// A handler that finishes its job in a transaction of its own leaves no row, and
+// none when that transaction fails; what was enqueued meanwhile still runs.
+func TestFinishInTheHandlersTransaction(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, d *db.DB) {
+		q := queue(d)
+		failed := errors.New("no")
+		var runs atomic.Int64
+		done := make(chan struct{}, 8)
+		rows := func(tx *db.Tx) (n int) {
+			if err := tx.QueryRow(`SELECT count(*) FROM job WHERE kind = 'finish'`).Scan(&n); err != nil {
+				t.Error(err)
+			}
+			return n
+		}
+		q.Handle("finish", HandlerOptions{}, func(ctx context.Context, j Job) error {
+			defer func() { done <- struct{}{} }()
+			if runs.Add(1) == 1 {
+				// Rolled back, so the job is still there, and then finished.
+				err := d.Update(ctx, func(tx *db.Tx) error {
+					if err := Finish(ctx, tx); err != nil {
+						return err
+					}
+					return failed
+				})
+				if !errors.Is(err, failed) {
+					t.Errorf("got %v", err)
+				}
+				if err := d.View(ctx, func(tx *db.Tx) error {
+					if n := rows(tx); n != 1 {
+						t.Errorf("%d rows after the rollback", n)
+					}
+					return nil
+				}); err != nil {
+					t.Error(err)
+				}
+				// Asked for once more while it runs.
+				if err := d.Update(ctx, func(tx *db.Tx) error { return q.Enqueue(tx, Job{Kind: "finish", Key: "k"}) }); err != nil {
+					t.Error(err)
+				}
+			}
+			return d.Update(ctx, func(tx *db.Tx) error { return Finish(ctx, tx) })
+		})
+		ctx, stop := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- q.Run(ctx) }()
+		if err := d.Update(t.Context(), func(tx *db.Tx) error { return q.Enqueue(tx, Job{Kind: "finish", Key: "k"}) }); err != nil {
+			t.Fatal(err)
+		}
+		<-done
+		<-done
+		stop()
+		if err := <-ended; err != nil {
+			t.Fatal(err)
+		}
+		if err := d.View(t.Context(), func(tx *db.Tx) error {
+			if n := rows(tx); n != 0 || runs.Load() != 2 {
+				t.Errorf("%d rows after %d runs", n, runs.Load())
+			}
+			return Finish(t.Context(), tx) // of nobody: nothing to do
+		}); err != nil {
+			t.Error(err)
+		}
+	})
+}

@@ -160,6 +160,7 @@ type progress struct {
 	past []Attempt           // as they must be in the database
 	open bool                // the last of past is open: the next transaction closes it
 	keep *saved              // and what it stores with that
+	held []byte              // the finished file, where the outcome's transaction stores it
 }
 
 // closed marks the last attempt in memory, after its transaction.

@@ -187,7 +187,6 @@ func (s *Service) redeem(ctx context.Context, v row, r Request) error {
 	}); err != nil {
 		return err
 	}
-	s.changed(v.id)
 	s.step("intent.wait")
 	_, err = s.log.Wait(ctx, tlog.Pending{ID: id})
 	return err

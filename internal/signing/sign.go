@@ -1,6 +1,7 @@
 package signing
 
 import (
+	"bytes"
 	"context"
 	"encoding/hex"
 	"encoding/json"
@@ -14,6 +15,7 @@ import (
 	"github.com/firmseal/firmseal/internal/blob"
 	"github.com/firmseal/firmseal/internal/db"
 	"github.com/firmseal/firmseal/internal/image"
+	"github.com/firmseal/firmseal/internal/jobs"
 	"github.com/firmseal/firmseal/internal/keys"
 	"github.com/firmseal/firmseal/internal/problem"
 	"github.com/firmseal/firmseal/internal/release"
@@ -103,18 +105,18 @@ func (s *Service) sign(ctx context.Context, v row, r Request, before past) error
 	}
 
 	s.step("embed.write")
-	out, receipt, err := s.embed(ctx, r, sess)
+	out, held, receipt, err := s.embed(ctx, r, sess)
 	if err != nil {
 		return err
 	}
+	p.held = held
 	s.step("verify.output")
-	if err := s.judge(ctx, f, r, src, out, receipt, anchors); err != nil {
+	if err := s.judge(ctx, f, r, src, out, held, receipt, anchors); err != nil {
 		return err
 	}
 	if err := s.outcome(ctx, p, out, receipt); err != nil {
 		return err
 	}
-	s.changed(v.id)
 	s.step("outcome.wait")
 	return s.seal(ctx, p)
 }
@@ -181,48 +183,117 @@ func (s *Service) rounds(ctx context.Context, p *progress, f image.Format, src i
 }
 
 // embed writes the finished file to the blob store. The file is durable before
-// any row names it; a crash before that leaves a file that nothing refers to.
-func (s *Service) embed(ctx context.Context, r Request, sess image.Session) (release.File, *image.Receipt, error) {
+// any row names it; a crash before that leaves a file that nothing refers to. A
+// small file is held instead: these bytes are judged, and the transaction that
+// records the outcome stores them.
+func (s *Service) embed(ctx context.Context, r Request, sess image.Session) (_ release.File, held []byte, _ *image.Receipt, _ error) {
 	st, err := s.blobs(r.Project)
 	if err != nil {
-		return release.File{}, nil, err
+		return release.File{}, nil, nil, err
 	}
-	w, err := st.Create(ctx)
-	if err != nil {
-		return release.File{}, nil, err
-	}
-	defer w.Abort()
+	w := &output{ctx: ctx, st: st}
+	defer w.abort()
 	receipt, err := sess.Embed(ctx, w)
 	if err != nil {
-		return release.File{}, nil, err
+		return release.File{}, nil, nil, err
 	}
-	info, err := w.Commit(ctx)
+	info, held, err := w.finish()
 	if err != nil {
-		return release.File{}, nil, err
+		return release.File{}, nil, nil, err
 	}
 	s.step("embed.written")
 	name := r.Input.Name
 	if receipt.Detached {
 		name += detachedSuffix
 	}
-	return release.File{Name: name, SHA256: string(info.Digest), Size: info.Size}, receipt, nil
+	return release.File{Name: name, SHA256: string(info.Digest), Size: info.Size}, held, receipt, nil
 }
 
-// judge lets the format's independent verifier decide on the stored output,
-// with the keys of the request as the only anchors. What it refuses is not
-// released, whatever made it.
-func (s *Service) judge(ctx context.Context, f image.Format, r Request, src image.Source, out release.File, receipt *image.Receipt, anchors []image.TrustedKey) error {
+// output takes a finished file, in memory for as long as the store would take
+// it in a transaction.
+type output struct {
+	ctx  context.Context
+	st   blob.Store
+	held []byte
+	w    blob.Writer // once it is too large to be held
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	if o.w == nil && smallStore(o.st, int64(len(o.held)+len(p))) != nil {
+		o.held = append(o.held, p...)
+		return len(p), nil
+	}
+	if err := o.spill(); err != nil {
+		return 0, err
+	}
+	return o.w.Write(p)
+}
+
+func (o *output) spill() (err error) {
+	if o.w != nil {
+		return nil
+	}
+	if o.w, err = o.st.Create(o.ctx); err != nil {
+		return err
+	}
+	_, err = o.w.Write(o.held)
+	o.held = nil
+	return err
+}
+
+// finish stores the file, or gives the bytes that are to be stored.
+func (o *output) finish() (blob.Info, []byte, error) {
+	if o.w == nil && len(o.held) > 0 {
+		return blob.Info{Digest: blob.Digest(hexSum(o.held)), Size: int64(len(o.held))}, o.held, nil
+	}
+	if err := o.spill(); err != nil {
+		return blob.Info{}, nil, err
+	}
+	info, err := o.w.Commit(o.ctx)
+	return info, nil, err
+}
+
+func (o *output) abort() {
+	if o.w != nil {
+		o.w.Abort()
+	}
+}
+
+// putOutput stores a held file with the outcome that names it.
+func (s *Service) putOutput(tx *db.Tx, r Request, out release.File, held []byte) error {
+	if held == nil {
+		return nil
+	}
 	st, err := s.blobs(r.Project)
 	if err != nil {
 		return err
 	}
-	file, err := st.Open(ctx, blob.Digest(out.SHA256))
-	if err != nil {
-		return err
+	info, err := smallStore(st, int64(len(held))).PutIn(tx, held)
+	if err == nil && (string(info.Digest) != out.SHA256 || info.Size != out.Size) {
+		panic("signing: the bytes that were judged are not those that are stored")
 	}
-	defer file.Close()
+	return err
+}
+
+// judge lets the format's independent verifier decide on the output, which is
+// stored or will be as it is held, with the keys of the request as the only anchors. What it refuses is not
+// released, whatever made it.
+func (s *Service) judge(ctx context.Context, f image.Format, r Request, src image.Source, out release.File, held []byte, receipt *image.Receipt, anchors []image.TrustedKey) error {
+	file := image.Source(bytes.NewReader(held))
+	if held == nil {
+		st, err := s.blobs(r.Project)
+		if err != nil {
+			return err
+		}
+		stored, err := st.Open(ctx, blob.Digest(out.SHA256))
+		if err != nil {
+			return err
+		}
+		defer stored.Close()
+		file = stored
+	}
 	trust := image.Trust{Keys: anchors}
-	subject := image.Source(file)
+	subject := file
 	if receipt.Detached {
 		if out.Size > maxDetached {
 			return problem.New(problem.Internal, "a detached signature of %d bytes is too large", out.Size)
@@ -234,6 +305,7 @@ func (s *Service) judge(ctx context.Context, f image.Format, r Request, src imag
 		subject = src
 	}
 	var v *image.Verdict
+	var err error
 	if r.BytesUnseen {
 		digest, err := hex.DecodeString(r.Input.SHA256)
 		if err != nil {
@@ -344,6 +416,9 @@ func (s *Service) commitOutcome(ctx context.Context, p *progress, sk KeyRecord, 
 			if _, err := tx.Exec(`UPDATE signing_request SET receipt = $2, output = $3, output_size = $4, statement = $5, outcome = $6, session = NULL WHERE id = $1`,
 				p.v.id, next.receipt, next.output, next.outputSize, statement, id); err != nil {
 				return fmt.Errorf("recording the outcome of %s: %w", p.v.id, err)
+			}
+			if err := s.putOutput(tx, p.r, out, p.held); err != nil {
+				return err
 			}
 			return s.move(tx, p.v, Sealing, "")
 		}, nil
@@ -488,7 +563,8 @@ func (s *Service) useSeal(ctx context.Context, p *progress, k keys.Key, leaf, pr
 	}
 }
 
-// release is the last transaction: the request has its one release.
+// release is the last transaction: the request has its one release, and its job
+// is done. Where it succeeds, it returns errRests.
 func (s *Service) release(ctx context.Context, p *progress, env, proof []byte) error {
 	v, r := p.v, p.r
 	var receipt image.Receipt
@@ -526,7 +602,10 @@ func (s *Service) release(ctx context.Context, p *progress, env, proof []byte) e
 		if _, err := tx.Exec(`UPDATE signing_request SET release = $2 WHERE id = $1`, v.id, rel.ID); err != nil {
 			return err
 		}
-		return s.move(tx, v, Released, "")
+		if err := s.move(tx, v, Released, ""); err != nil {
+			return err
+		}
+		return jobs.Finish(ctx, tx)
 	})
 	if err != nil {
 		return err
@@ -537,7 +616,7 @@ func (s *Service) release(ctx context.Context, p *progress, env, proof []byte) e
 		s.metrics.SignLatency(time.Duration(rel.Created-v.buildTime) * time.Microsecond)
 	}
 	s.changed(v.id)
-	return nil
+	return errRests
 }
 
 // asSealed holds what the catalogue will say of the files against the sealed

@@ -44,6 +44,7 @@ package signing
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"sync"
 
@@ -52,6 +53,7 @@ import (
 	"github.com/firmseal/firmseal/internal/image"
 	"github.com/firmseal/firmseal/internal/jobs"
 	"github.com/firmseal/firmseal/internal/keys"
+	"github.com/firmseal/firmseal/internal/problem"
 	"github.com/firmseal/firmseal/internal/telemetry"
 	"github.com/firmseal/firmseal/internal/tlog"
 )
@@ -95,7 +97,7 @@ type Service struct {
 
 	// mu guards waiters.
 	mu sync.Mutex
-	// waiters are closed and removed when their request changes state in this
+	// waiters are closed and removed when their request comes to rest in this
 	// process. Another replica's change is found by the poll in Wait.
 	waiters map[string]chan struct{}
 }
@@ -162,16 +164,31 @@ func (s *Service) waiter(id string) <-chan struct{} {
 	return ch
 }
 
+// stateOf is Get for the state alone.
+func (s *Service) stateOf(ctx context.Context, project, id string) (State, error) {
+	var state State
+	err := s.db.View(ctx, func(tx *db.Tx) error {
+		return tx.QueryRow(`SELECT state FROM signing_request WHERE id = $1 AND project = $2`, id, project).Scan(&state)
+	})
+	if errors.Is(err, db.ErrNotFound) {
+		return "", problem.New(problem.NotFound, "there is no request %s", clip(id)).WithHint("firmseal request list")
+	}
+	return state, err
+}
+
 // Wait returns the request when it rests (released, denied, failed, unknown),
 // or as it is when ctx ends; that is not an error.
 func (s *Service) Wait(ctx context.Context, project, id string) (View, error) {
 	for {
 		ch := s.waiter(id)
-		v, err := s.Get(context.WithoutCancel(ctx), project, id)
-		if err != nil || v.State.Rests() {
+		state, err := s.stateOf(context.WithoutCancel(ctx), project, id)
+		if err != nil || state.Rests() {
 			// Nothing will change any more that would close the channel.
 			s.changed(id)
-			return v, err
+			if err != nil {
+				return View{}, err
+			}
+			return s.Get(context.WithoutCancel(ctx), project, id)
 		}
 		poll, stop := context.WithTimeout(ctx, waitPoll)
 		select {

@@ -93,7 +93,6 @@ func (s *Service) Submit(ctx context.Context, who auth.Identity, sub Submission,
 		return View{}, err
 	}
 	s.step("submit.done")
-	s.changed(id)
 	v, err := s.Get(ctx, who.Project, id)
 	if err == nil && v.State == Denied {
 		s.metrics.SignRequest(telemetry.Denied)
@@ -138,6 +137,9 @@ func (s *Service) record(tx *db.Tx, who auth.Identity, sub Submission, r Request
 			doc.Digest(), r.BuildID, sub.BuildFinished, now)
 		if err != nil {
 			return fmt.Errorf("writing request %s: %w", r.ID, err)
+		}
+		if err := s.putInput(tx, who, sub); err != nil {
+			return err
 		}
 		if _, err := journal.Append(tx, journal.Event{
 			Kind: "request." + string(state), Actor: who.Actor, Project: r.Project, Subject: r.ID, Request: r.BuildID,
@@ -272,11 +274,14 @@ func (s *Service) look(ctx context.Context, who auth.Identity, sub Submission) (
 		}
 		return image.Facts{}, f, nil
 	}
-	src, closeSrc, err := s.source(ctx, Request{Project: who.Project, Input: sub.Input})
-	if err != nil {
-		return image.Facts{}, nil, err
+	var src image.Source = bytes.NewReader(sub.Content)
+	if sub.Content == nil {
+		var closeSrc func()
+		if src, closeSrc, err = s.source(ctx, Request{Project: who.Project, Input: sub.Input}); err != nil {
+			return image.Facts{}, nil, err
+		}
+		defer closeSrc()
 	}
-	defer closeSrc()
 	rep, err := f.Inspect(ctx, src)
 	if err != nil || unlike(rep) {
 		if other, score := s.formats.Detect(src); other != nil && other.Name() != f.Name() && score >= image.Likely {
@@ -399,6 +404,9 @@ func retiredProblem(k KeyRecord) error {
 func day(us int64) string { return time.UnixMicro(us).UTC().Format("2006-01-02") }
 
 // holdInput makes sure that the image's bytes are in the project's store.
+//
+// A small image that came with the request is stored with its record, in one
+// transaction; until then it is in memory only.
 func (s *Service) holdInput(ctx context.Context, who auth.Identity, sub *Submission) error {
 	if sub.BytesUnseen {
 		return nil
@@ -408,6 +416,9 @@ func (s *Service) holdInput(ctx context.Context, who auth.Identity, sub *Submiss
 		return err
 	}
 	d := blob.Digest(sub.Input.SHA256)
+	if smallStore(st, int64(len(sub.Content))) != nil {
+		return nil
+	}
 	if sub.Content != nil {
 		u, err := st.Begin(ctx, d, sub.Input.Size)
 		if err != nil || u.Complete {
@@ -428,6 +439,34 @@ func (s *Service) holdInput(ctx context.Context, who auth.Identity, sub *Submiss
 		return fields("the image has %d bytes, the request says %d", info.Size, sub.Input.Size)
 	}
 	return nil
+}
+
+// inTransaction is a blob store that writes small files in a transaction of ours,
+// so that a file and the record that names it are there together.
+type inTransaction interface {
+	Fits(size int64) bool
+	PutIn(tx *db.Tx, content []byte) (blob.Info, error)
+}
+
+// smallStore gives st where it takes a file of this size in a transaction.
+func smallStore(st blob.Store, size int64) inTransaction {
+	if t, ok := st.(inTransaction); ok && t.Fits(size) {
+		return t
+	}
+	return nil
+}
+
+// putInput stores the image of a submission that brought it along and that
+// holdInput left to the transaction. check has compared it with its digest.
+func (s *Service) putInput(tx *db.Tx, who auth.Identity, sub Submission) error {
+	st, err := s.blobs(who.Project)
+	if err != nil {
+		return err
+	}
+	if t := smallStore(st, int64(len(sub.Content))); t != nil {
+		_, err = t.PutIn(tx, sub.Content)
+	}
+	return err
 }
 
 func scopeNames(who auth.Identity) []string {

@@ -80,7 +80,8 @@ func (l *Log) none(typ string, from int64) bool {
 	l.recent.mu.Lock()
 	defer l.recent.mu.Unlock()
 	seen, ok := l.recent.seen[typ]
-	return ok && max(seen, l.recent.put[typ]) < from
+	put, some := l.recent.put[typ]
+	return ok && seen < from && (!some || put < from)
 }
 
 // found takes down that last is the highest index of a type that a reader saw.
