@@ -39,7 +39,7 @@ import (
 //     type in which one half could hand the other its code. A struct declared
 //     there never goes through encoding/binary: that would be a shared layout.
 //  5. The one exception is the receiver of the methods that tie the halves
-//     together, those of image.Format, image.DigestFormat and image.Stamper. Its
+//     together, those of image.Format and its optional interfaces listed here. Its
 //     type is an empty struct, and where a method stands in another half than
 //     the type, the receiver has no name: there is no way through it.
 //  6. A package that both halves import, themselves or through others of this
@@ -52,7 +52,7 @@ import (
 // type, or in the standard library.
 
 // The interfaces of package image whose methods one type has for both halves.
-var tyingInterfaces = [...]string{"Format", "DigestFormat", "Stamper"}
+var tyingInterfaces = [...]string{"Format", "DigestFormat", "Stamper", "Describer"}
 
 // sharedByHalves are the packages outside the standard library that both
 // halves may import.

@@ -95,6 +95,7 @@ func theHouse() house {
 		edges: []houseEdge{
 			{"internal/image/fit", "internal/image/fit/fdt", "the device tree of the Plan half, with which a test image is written, too"},
 			{"internal/blob/small", "internal/db", "a small file is a row, written in the transaction of the record that names it"},
+			{"internal/servertest", "internal/server", "a whole server in a test is a server"},
 			{"internal/alg", "internal/problem", "an unknown or weak algorithm is refused with a code and the next thing to do"},
 		},
 		never: []houseEdge{

@@ -139,7 +139,7 @@ func (a *app) helpFormat(name string) error {
 	if !ok {
 		return problem.New(problem.NotFound, "format %s takes no options", name)
 	}
-	h := d.Help()
+	h := image.Describe(d)
 	return a.show("Format", h, func(w io.Writer) {
 		fmt.Fprintf(w, "%s: %s\n", name, h.Summary)
 		types := make([]string, len(h.KeyTypes))

@@ -178,7 +178,7 @@ func TestFormatsSayWhatTheyTake(t *testing.T) {
 			if !ok {
 				t.Fatal("the format explains nothing")
 			}
-			h := d.Help()
+			h := image.Describe(d)
 			if h.Name != f.Name() || h.Summary == "" || len(h.KeyTypes) == 0 || len(h.Options) == 0 {
 				t.Errorf("the help is not whole: %+v", h)
 			}

@@ -395,7 +395,17 @@ type FormatHelp struct {
 
 // Describer is an optional interface of a Format that explains its options.
 type Describer interface {
+	// Help is the Plan half's: everything but Target.
 	Help() FormatHelp
+	// VerifyHelp gives Target: the options of a Profile.
+	VerifyHelp() []OptionHelp
+}
+
+// Describe is a format's whole help.
+func Describe(d Describer) FormatHelp {
+	h := d.Help()
+	h.Target = d.VerifyHelp()
+	return h
 }
 
 // TrustInstaller is an optional interface of a Format whose trust lives inside

@@ -15,29 +15,22 @@ func (Format) Help() image.FormatHelp {
 		// RSA before ECDSA: U-Boot before 2025.01 seldom has ECDSA_VERIFY.
 		KeyTypes: []alg.KeyType{alg.RSA3072, alg.RSA4096, alg.RSA2048, alg.P256, alg.P384},
 		Options:  image.DescribeOptions(PlanOptions{}, optionTexts()),
-		Target:   image.DescribeOptions(VerifyOptions{}, optionTexts()),
 		Trust:    image.DescribeOptions(exportOptions{}, optionTexts()),
 	}
 }
 
 func optionTexts() map[string]string {
 	return map[string]string{
-		"configurations":      "configurations to sign; all if left out",
-		"key_name_hint":       "name of the key in the FIT and on the device, instead of the key's own; for one key",
-		"padding":             "pkcs-1.5 (the default) or pss; RSA keys",
-		"hashes":              "fill (the default): add a strong hash to an image that has none, and refuse a wrong one; keep: refuse both; recompute: correct wrong ones too",
-		"hash":                "hash of added nodes: sha256 (the default), sha384 or sha512",
-		"replace":             "remove existing signatures of the configurations",
-		"append":              "fill a prepared signature node beside signatures that stay valid",
-		"timestamp":           "time of the signature, seconds since 1970; none if left out, so that the output depends on the input only",
-		"dm_verity":           "whether the target's U-Boot signs dm-verity nodes (2026.10 and later); must be said where an image has one",
-		"required_mode":       "all (U-Boot's default: each required key must have signed) or any",
-		"allow_unsigned":      "leave 'required' out: the device then boots unsigned images too; only for a device class that is moving to signatures",
-		"configuration":       "the configuration that the device boots; the FIT's default if left out",
-		"pss":                 "the build has RSASSA-PSS; follows from the version if left out",
-		"ecdsa":               "the build has ECDSA_VERIFY; follows from the version if left out",
-		"algos":               "the algo property of each key node, by key name",
-		"trusts_hashed_nodes": "the build lacks the fix of CVE-2026-46728 and believes the image's own list of what is signed",
-		"max_size":            "FIT_SIGNATURE_MAX_SIZE in bytes; 256 MiB if left out",
+		"configurations": "configurations to sign; all if left out",
+		"key_name_hint":  "name of the key in the FIT and on the device, instead of the key's own; for one key",
+		"padding":        "pkcs-1.5 (the default) or pss; RSA keys",
+		"hashes":         "fill (the default): add a strong hash to an image that has none, and refuse a wrong one; keep: refuse both; recompute: correct wrong ones too",
+		"hash":           "hash of added nodes: sha256 (the default), sha384 or sha512",
+		"replace":        "remove existing signatures of the configurations",
+		"append":         "fill a prepared signature node beside signatures that stay valid",
+		"timestamp":      "time of the signature, seconds since 1970; none if left out, so that the output depends on the input only",
+		"dm_verity":      "whether the target's U-Boot signs dm-verity nodes (2026.10 and later); must be said where an image has one",
+		"required_mode":  "all (U-Boot's default: each required key must have signed) or any",
+		"allow_unsigned": "leave 'required' out: the device then boots unsigned images too; only for a device class that is moving to signatures",
 	}
 }

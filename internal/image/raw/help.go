@@ -14,7 +14,6 @@ func (Format) Help() image.FormatHelp {
 		Summary:  "a signature file beside any file, for a loader of your own or openssl; the image stays as it is",
 		KeyTypes: []alg.KeyType{alg.P256, alg.Ed25519, alg.P384, alg.RSA3072, alg.RSA4096, alg.RSA2048},
 		Options:  image.DescribeOptions(Options{}, optionTexts()),
-		Target:   image.DescribeOptions(profileOptions{}, optionTexts()),
 		Trust:    image.DescribeOptions(Options{}, optionTexts()),
 	}
 }
@@ -22,6 +21,5 @@ func (Format) Help() image.FormatHelp {
 func optionTexts() map[string]string {
 	return map[string]string{
 		"encoding": "of the signature file: der (the default), raw (r and s, for ECDSA), base64 or base64-raw",
-		"alg":      "the one scheme that the verifier checks with; the default of the key's type if left out",
 	}
 }
