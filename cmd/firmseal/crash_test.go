@@ -443,6 +443,7 @@ func (c *crash) reconcile(what string) {
 	leaves := map[string]logged{} // by RFC 6962 hash
 	sealed := map[string]int{}
 	attempts := map[string]int{} // by request and key
+	decided := map[string]bool{} // a person let the request go on after its last attempt
 	var hashes []tlog.Hash
 	rows, err := c.db.Query(`SELECT idx, data FROM log_leaf ORDER BY idx`)
 	if err != nil {
@@ -481,7 +482,15 @@ func (c *crash) reconcile(what string) {
 			sealed[leaf.Request]++
 			attempts[leaf.Request+leaf.SealKey]++
 		case leaf.Type == firmseal.LeafAttempt:
+			// These keys always answer, so that only a crash makes another
+			// attempt, and only a person may.
+			if attempts[leaf.Request+leaf.Key] > 0 && (!leaf.Resumed || !decided[leaf.Request]) {
+				bad("attempt %d of request %s was made without a person", leaf.Attempt, leaf.Request)
+			}
 			attempts[leaf.Request+leaf.Key]++
+			decided[leaf.Request] = false
+		case leaf.Type == firmseal.LeafResume:
+			decided[leaf.Request] = true
 		}
 	}
 	if err := rows.Err(); err != nil {
@@ -618,6 +627,10 @@ func crashPlan(t *testing.T) plan {
 
 // A crash at any instant loses no accepted request, doubles no signature and
 // leaves no use of a key without its entry in the log.
+//
+// A killed process loses what it held in memory and nothing that it wrote; that
+// writes are synced before anybody relies on them is for the tests of packages
+// db, tlog and disk.
 func TestCrash(t *testing.T) {
 	t.Parallel()
 	p := crashPlan(t)
@@ -777,4 +790,94 @@ func (c *crash) commandLine(shot, what string) {
 	if err != nil {
 		c.t.Fatal(err)
 	}
+}
+
+// signHere signs in this process and gives the code of a refusal and how often
+// a key was used.
+func (c *crash) signHere(version string) (code string, uses int) {
+	c.t.Helper()
+	file := filepath.Join(c.dir, "here.bin")
+	if err := os.WriteFile(file, []byte(version), 0o600); err != nil {
+		c.t.Fatal(err)
+	}
+	var n atomic.Int64
+	h := hooks{record: func(context.Context, keys.Use) error { n.Add(1); return nil }}
+	var out, errs bytes.Buffer
+	exit := Main([]string{
+		"-o", "json", "--workspace", c.ws, "sign", file, "--profile", "raw", "--version", version, "--security-counter", "1", "--hardware-id", "board-a",
+	}, nil, &out, &errs, h)
+	if exit == 0 {
+		return "", int(n.Load())
+	}
+	var p client.Problem
+	if err := json.Unmarshal(out.Bytes(), &p); err != nil {
+		c.t.Fatalf("%v\n%s%s", err, out.Bytes(), errs.Bytes())
+	}
+	return p.Code, int(n.Load())
+}
+
+func (c *crash) wantSign(version, code string) {
+	c.t.Helper()
+	got, uses := c.signHere(version)
+	if got != code || (uses == 0) != (code != "") {
+		c.t.Fatalf("signing %s ended with %q and %d uses of keys, want %q", version, got, uses, code)
+	}
+}
+
+// Without the second place nobody knows whether the database is the newest:
+// nothing is signed before a person says that it is.
+func TestLostSecondPlace(t *testing.T) {
+	t.Parallel()
+	c := newCrash(t)
+	c.wantSign("1.0.0", "")
+	if err := os.Remove(filepath.Join(c.dir, "place", "checkpoint")); err != nil {
+		t.Fatal(err)
+	}
+	c.wantSign("1.0.1", "LOG.SECOND_PLACE_MISSING")
+	c.wantSign("1.0.1", "LOG.SECOND_PLACE_MISSING")
+	c.must("--workspace", c.ws, "log", "recover", "--yes")
+	c.wantSign("1.0.1", "")
+	c.must("--workspace", c.ws, "log", "verify")
+	c.open()
+	if n := c.count(`SELECT COUNT(*) FROM log_leaf WHERE type = 'log.recover'`); n != 1 {
+		t.Errorf("the log tells %d times of the recovery", n)
+	}
+}
+
+// A database that came back from a backup signs nothing, and cannot be talked
+// into it.
+func TestRestoredDatabase(t *testing.T) {
+	t.Parallel()
+	c := newCrash(t)
+	c.wantSign("1.0.0", "")
+	file := filepath.Join(c.ws, "firmseal.db")
+	backup, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, suffix := range []string{"-wal", "-shm"} {
+		if st, err := os.Stat(file + suffix); err == nil && st.Size() > 0 {
+			t.Fatalf("%s%s was left by the process before; the backup is not whole", file, suffix)
+		}
+	}
+	c.wantSign("1.0.1", "")
+	newest, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, backup, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c.wantSign("1.0.2", "LOG.BEHIND")
+	var out bytes.Buffer
+	if code := Main([]string{"--workspace", c.ws, "log", "recover", "--yes"}, nil, &out, &out, hooks{}); code == 0 {
+		t.Errorf("log recover took an older database for the newest:\n%s", out.Bytes())
+	}
+	c.wantSign("1.0.2", "LOG.BEHIND")
+	// The newest database makes all good.
+	if err := os.WriteFile(file, newest, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c.wantSign("1.0.2", "")
+	c.must("--workspace", c.ws, "log", "verify")
 }

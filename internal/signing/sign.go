@@ -541,14 +541,21 @@ func (s *Service) useSeal(ctx context.Context, p *progress, k keys.Key, leaf, pr
 		if err := s.ready(ctx, p, k, Sealing); err != nil {
 			return nil, err
 		}
+		made := false // the key has given a signature, right or wrong
 		env, err := firmseal.Seal(p.v.statement, k.Info().SPKI, func(pae []byte) ([]byte, error) {
 			began := time.Now()
 			defer func() { s.metrics.KeyWait(time.Since(began)) }()
-			return k.Sign(ctx, &keys.Ticket{Leaf: leaf, Proof: proof, Slot: "seal", Alg: scheme, Kind: alg.Message, Input: pae})
+			sig, err := k.Sign(ctx, &keys.Ticket{Leaf: leaf, Proof: proof, Slot: "seal", Alg: scheme, Kind: alg.Message, Input: pae})
+			made = err == nil
+			return sig, err
 		})
 		s.step("seal.used")
 		if err == nil {
 			return env, nil
+		}
+		if made {
+			return nil, problem.New(problem.VerifyFailed, "the seal of request %s would be refused by a device", p.v.id).
+				Seen("%s", problem.Of(err).What).Because(err)
 		}
 		if !problem.Has(err, problem.KeyUnavailable) || ctx.Err() != nil {
 			return nil, err

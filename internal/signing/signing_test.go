@@ -451,7 +451,7 @@ func TestProjectsApart(t *testing.T) {
 	wantCode(t, err, problem.KeyNotFound)
 	_, err = c.Sign(t.Context(), n, "", 0)
 	wantCode(t, err, problem.PolicyMissing)
-	if l, err := c.Requests(t.Context(), "", "", 0); err != nil || len(l.Items) != 0 {
+	if l, err := c.Requests(t.Context(), client.RequestQuery{}); err != nil || len(l.Items) != 0 {
 		t.Errorf("a stranger sees %d requests: %v", len(l.Items), err)
 	}
 	// A policy of his cannot name a key of ours, nor his request an image of ours.
@@ -745,7 +745,38 @@ func TestEditedSession(t *testing.T) {
 	id := b.submit(b.next()).ID
 	b.settled(id)
 	b.hook.Store(nil)
-	if r := b.rest(id); r.State != string(signing.Unknown) && r.State != string(signing.Signing) {
-		t.Logf("state %s", r.State)
+	b.Stop()
+	var session []byte
+	if err := b.sql.QueryRow(`SELECT session FROM signing_request WHERE id = $1`, id).Scan(&session); err != nil {
+		t.Fatal(err)
+	}
+	var kept struct {
+		Reqs, Sigs []json.RawMessage
+	}
+	if err := json.Unmarshal(session, &kept); err != nil || len(kept.Reqs) != 2 || len(kept.Sigs) != 1 {
+		t.Fatalf("the session has %d requests and %d signatures: %v", len(kept.Reqs), len(kept.Sigs), err)
+	}
+	// The second key is asked for something else.
+	h2 := sha256.Sum256([]byte("the attacker's image"))
+	var req map[string]any
+	if err := json.Unmarshal(kept.Reqs[1], &req); err != nil {
+		t.Fatal(err)
+	}
+	var was []byte
+	if was, _ = base64.StdEncoding.DecodeString(req["input"].(string)); len(was) != len(h2) {
+		t.Fatalf("the request's input is %v", req["input"])
+	}
+	edited := strings.ReplaceAll(string(session), req["input"].(string), base64.StdEncoding.EncodeToString(h2[:]))
+	if edited == string(session) {
+		t.Fatal("nothing was edited")
+	}
+	if _, err := b.sql.Exec(`UPDATE signing_request SET session = $2 WHERE id = $1`, id, []byte(edited)); err != nil {
+		t.Fatal(err)
+	}
+	used := b.uses(keys.Firmware, id)
+	b.Start()
+	wantState(t, b.rest(id), signing.Failed, problem.StateAltered)
+	if n := b.uses(keys.Firmware, id); n != used {
+		t.Errorf("a key was used %d times behind the edit", n-used)
 	}
 }
