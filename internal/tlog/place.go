@@ -170,7 +170,7 @@ func swapSlot(file *os.File, old, text []byte) error {
 	if _, err := file.WriteAt(b, int64(next.n%2)*slotSize); err != nil {
 		return err
 	}
-	return file.Sync()
+	return syncData(file)
 }
 
 // claim makes the file. A crash before the rename leaves no file, and a .new
