@@ -27,6 +27,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -247,7 +248,7 @@ func process(b *testing.B, op string) {
 			var ratio, mem []float64
 			for range pairCount {
 				o, rss := child(b, op, file)
-				y, _ := run(b, openssl, "dgst", "-sha256", file)
+				y := run(b, openssl, "dgst", "-sha256", file)
 				ratio = append(ratio, o.Seconds()/y.Seconds())
 				mem = append(mem, rss)
 			}
@@ -282,7 +283,7 @@ func imgtool(b *testing.B) {
 			var ratio []float64
 			for range 3 {
 				o, _ := child(b, "mcuboot-sign", file)
-				y, _ := run(b, tool, "sign", "-k", key, "--header-size", "0x20", "--pad-header", "--slot-size", "0x40000000", "--align", "8", "--version", "1.0.0", "--overwrite-only", file, out)
+				y := run(b, tool, "sign", "-k", key, "--header-size", "0x20", "--pad-header", "--slot-size", "0x40000000", "--align", "8", "--version", "1.0.0", "--overwrite-only", file, out)
 				ratio = append(ratio, y.Seconds()/o.Seconds())
 				os.Remove(out)
 			}
@@ -321,6 +322,7 @@ var files []string
 func TestMain(m *testing.M) {
 	if op := os.Getenv("FIRMSEAL_BENCH_CHILD"); op != "" {
 		work(op, os.Getenv("FIRMSEAL_BENCH_FILE"))
+		peakMemory()
 		return
 	}
 	code := m.Run()
@@ -330,25 +332,43 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-func run(tb testing.TB, name string, args ...string) (time.Duration, float64) {
-	return timed(tb, exec.Command(name, args...))
+// peakMemory prints the child's own peak. The rusage that its parent gets would
+// be at least what the parent had when it forked.
+func peakMemory() {
+	status, err := os.ReadFile("/proc/self/status")
+	check(err)
+	_, rest, ok := strings.Cut(string(status), "VmHWM:")
+	if !ok {
+		check(fmt.Errorf("no VmHWM in /proc/self/status"))
+	}
+	fmt.Println(strings.Fields(rest)[0])
 }
 
+func run(tb testing.TB, name string, args ...string) time.Duration {
+	d, _ := timed(tb, exec.Command(name, args...))
+	return d
+}
+
+// child gives the time of one operation as a process, and its peak in MiB.
 func child(tb testing.TB, op, file string) (time.Duration, float64) {
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), "FIRMSEAL_BENCH_CHILD="+op, "FIRMSEAL_BENCH_FILE="+file)
-	return timed(tb, cmd)
+	d, out := timed(tb, cmd)
+	kib, err := strconv.Atoi(strings.TrimSpace(out))
+	if err != nil {
+		tb.Fatalf("the child says %q of its memory", out)
+	}
+	return d, float64(kib) / 1024
 }
 
-func timed(tb testing.TB, cmd *exec.Cmd) (time.Duration, float64) {
-	var errs strings.Builder
-	cmd.Stderr = &errs
+func timed(tb testing.TB, cmd *exec.Cmd) (time.Duration, string) {
+	var out, errs strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &errs
 	began := time.Now()
 	if err := cmd.Run(); err != nil {
 		tb.Fatalf("%v: %v\n%s", cmd.Args, err, errs.String())
 	}
-	wall := time.Since(began)
-	return wall, float64(cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss) / 1024
+	return time.Since(began), out.String()
 }
 
 // work is what the child process does: one format operation on a file, with a
