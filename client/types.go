@@ -252,6 +252,7 @@ type Status struct {
 	Releases  int            `json:"releases" doc:"releases"`
 	Keys      int            `json:"keys" doc:"active keys"`
 	Policy    string         `json:"policy,omitempty" doc:"SHA-256 of the policy in force"`
+	Ready     bool           `json:"ready" doc:"a policy is in force and the log goes on; a profile may still lack its key, see findings"`
 	Findings  []Finding      `json:"findings" doc:"what somebody should look at"`
 }
 

@@ -193,6 +193,8 @@ func (c *statusCmd) Run(a *app) error {
 				fmt.Fprintln(w, "Nothing can be signed yet: no policy is in force.")
 			case s.Requests["unknown"] > 0:
 				fmt.Fprintf(w, "%d requests wait for a person: a key may have been used and nobody knows.\n", s.Requests["unknown"])
+			case !s.Ready:
+				fmt.Fprintln(w, "Nothing is signed now: the log does not go on.")
 			default:
 				fmt.Fprintf(w, "Signing works: %d releases, %d requests under way.\n", s.Releases, s.Requests["queued"]+s.Requests["signing"]+s.Requests["sealing"])
 			}
@@ -347,6 +349,10 @@ func (c *tokenListCmd) Run(a *app) error {
 			return err
 		}
 		return a.show("TokenList", client.Page[client.Token]{Items: ts}, func(w io.Writer) {
+			if len(ts) == 0 {
+				fmt.Fprintln(w, "no tokens yet; make one: firmseal token create NAME --scope SCOPE")
+				return
+			}
 			table(w, func(w io.Writer) {
 				fmt.Fprintln(w, "TOKEN\tNAME\tSCOPES\tEXPIRES\tREVOKED")
 				for _, t := range ts {

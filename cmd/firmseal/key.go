@@ -39,7 +39,11 @@ func (c *keyCreateCmd) Run(a *app) error {
 		if err != nil {
 			return err
 		}
-		return a.showKey(k)
+		if err := a.showKey(k); err != nil || k.Product == "" || a.g.Output == "json" {
+			return err
+		}
+		a.note("next     name it in a profile of the policy, as keys: {image: %s}", k.Name)
+		return nil
 	})
 }
 

@@ -64,6 +64,10 @@ func (c *policyHistoryCmd) Run(a *app) error {
 			return err
 		}
 		return a.show("PolicyList", client.Page[client.Policy]{Items: ps}, func(w io.Writer) {
+			if len(ps) == 0 {
+				fmt.Fprintln(w, "no policy yet; begin with: firmseal policy example")
+				return
+			}
 			table(w, func(w io.Writer) {
 				fmt.Fprintln(w, "POLICY\tAPPLIED\tBY\tDIGEST")
 				for _, p := range ps {

@@ -183,7 +183,7 @@ func (c *releaseShowCmd) Run(a *app) error {
 			fmt.Fprintf(w, "release %s: %s %s, security counter %d, %s\n", r.ID, r.Product, r.Version, r.SecurityCounter, r.Environment)
 			fmt.Fprintf(w, "boards   %s\nformat   %s\nimage    %s, %d bytes, %s\n", strings.Join(r.HardwareIDs, ", "), r.Format, r.Image.Name, r.Image.Size, r.Image.SHA256)
 			if r.Signature != nil {
-				fmt.Fprintf(w, "signature %s, %d bytes, %s\n", r.Signature.Name, r.Signature.Size, r.Signature.SHA256)
+				fmt.Fprintf(w, "sigfile  %s, %d bytes, %s\n", r.Signature.Name, r.Signature.Size, r.Signature.SHA256)
 			}
 			fmt.Fprintf(w, "request  %s\nlog      entry %d\nmade     %s\n", r.Request, r.LeafIndex, when(r.Created))
 			if r.BuildID != "" {

@@ -308,7 +308,7 @@ func (s *server) status() {
 			}
 			out := client.Status{
 				Workspace: s.Workspace, Version: s.Version, Database: string(s.DB.Engine()), Origin: st.Origin, LogSize: st.LogSize,
-				LogVKey: st.LogKey, Requests: st.Requests, Releases: st.Releases, Keys: st.Keys, Policy: st.Policy, Findings: []client.Finding{},
+				LogVKey: st.LogKey, Requests: st.Requests, Releases: st.Releases, Keys: st.Keys, Policy: st.Policy, Ready: st.Ready, Findings: []client.Finding{},
 			}
 			for _, f := range st.Findings {
 				out.Findings = append(out.Findings, client.Finding(f))

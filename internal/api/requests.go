@@ -122,7 +122,7 @@ func (s *server) requests() {
 	register(s, op("requests-list", http.MethodGet, "/api/v1/requests", string(auth.RequestRead), "List signing requests, newest first", 200),
 		func(ctx context.Context, in *struct {
 			Paging
-			State string `query:"state" enum:"queued,signing,sealing,released,denied,failed,unknown" doc:"only those in this state"`
+			State   string `query:"state" enum:"queued,signing,sealing,released,denied,failed,unknown" doc:"only those in this state"`
 			BuildID string `query:"build_id" maxLength:"200" doc:"only those of this build"`
 		},
 		) (*list[client.Request], error) {

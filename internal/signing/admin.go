@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"sort"
 	"time"
 
 	"github.com/firmseal/firmseal"
@@ -11,6 +14,7 @@ import (
 	"github.com/firmseal/firmseal/internal/db"
 	"github.com/firmseal/firmseal/internal/journal"
 	"github.com/firmseal/firmseal/internal/keys"
+	"github.com/firmseal/firmseal/internal/policy"
 	"github.com/firmseal/firmseal/internal/problem"
 	"github.com/firmseal/firmseal/internal/release"
 )
@@ -172,6 +176,7 @@ type Status struct {
 	Releases int
 	Keys     int    // active ones
 	Policy   string // digest of the one in force; empty if none
+	Ready    bool   // a policy is in force and the log goes on; a profile may still lack its key
 	Findings []Finding
 }
 
@@ -208,7 +213,10 @@ func (s *Service) Status(ctx context.Context, project string) (Status, error) {
 		p, err := currentPolicy(tx, project)
 		switch {
 		case err == nil:
-			st.Policy = p.Digest
+			st.Policy, st.Ready = p.Digest, true
+			if err := s.profileFindings(tx, project, p.Document, &st); err != nil {
+				return err
+			}
 		case problem.Has(err, problem.PolicyMissing):
 			st.Findings = append(st.Findings, Finding{Severity: "medium", What: "no policy is in force, so nothing can be signed", Next: "firmseal policy apply firmseal-policy.yaml"})
 		default:
@@ -223,11 +231,43 @@ func (s *Service) Status(ctx context.Context, project string) (Status, error) {
 		st.Findings = append(st.Findings, Finding{Severity: "high", What: fmt.Sprintf("%d requests have an unknown outcome and wait for a person", n), Next: "firmseal request list --state unknown"})
 	}
 	if err := s.log.Refusal(); err != nil {
+		st.Ready = false
 		p := problem.Of(err)
 		st.Findings = append(st.Findings, Finding{Severity: "high", What: "nothing is signed: " + p.What, Next: p.Next})
 	}
 	st.LogSize = s.log.Size()
 	return st, nil
+}
+
+// profileFindings names the profiles of the policy in force that cannot sign,
+// because a key of theirs is missing or retired.
+func (s *Service) profileFindings(tx *db.Tx, project string, document []byte, st *Status) error {
+	doc, err := policy.Parse(document)
+	if err != nil {
+		return altered("the policy in force").Seen("its document cannot be read any more").Because(err)
+	}
+	names := doc.Profiles()
+	sort.Strings(names)
+	for _, name := range names {
+		p, _ := doc.Profile(name) // it was in the list
+		for _, role := range slices.Sorted(maps.Keys(p.Keys)) {
+			k, err := s.ownKey(tx, project, p.Keys[role])
+			switch {
+			case problem.Has(err, problem.KeyNotFound):
+				st.Findings = append(st.Findings, Finding{
+					Severity: "medium", What: "profile " + name + " cannot sign: there is no key " + p.Keys[role],
+					Next: "firmseal key create " + p.Keys[role] + " --environment " + p.Environment + " --product " + p.Product + " --format " + p.Format,
+				})
+			case err != nil:
+				return err
+			case k.Retired != 0:
+				st.Findings = append(st.Findings, Finding{
+					Severity: "medium", What: "profile " + name + " cannot sign: key " + k.Name + " is retired", Next: "name another key in the profile, and apply it: firmseal policy apply FILE",
+				})
+			}
+		}
+	}
+	return nil
 }
 
 func (s *Service) keyFindings(tx *db.Tx, project string, st *Status) error {
