@@ -242,22 +242,57 @@ func readFull(r io.ReaderAt, b []byte, off int64, what string) error {
 
 const streamBuffer = 256 << 10
 
-// stream copies n bytes from off of src to w with flat memory.
+// stream copies n bytes from off of src to w with flat memory: what comes next
+// is read while w takes what came before, so that hashing waits for no disk.
+// When it returns, nobody reads src any more.
 func stream(ctx context.Context, src image.Source, off, n int64, w io.Writer) error {
-	buf := make([]byte, min(streamBuffer, n))
-	for n > 0 {
-		if err := ctx.Err(); err != nil {
-			return err
+	type chunk struct {
+		b   []byte
+		err error
+	}
+	const buffers = 2
+	free, filled, stop := make(chan []byte, buffers), make(chan chunk, buffers), make(chan struct{})
+	for range buffers {
+		free <- make([]byte, min(streamBuffer, n))
+		if n <= streamBuffer {
+			break
 		}
-		b := buf[:min(int64(len(buf)), n)]
-		if err := readFull(src, b, off, "the image"); err != nil {
-			return err
+	}
+	go func() {
+		defer close(filled)
+		for n > 0 {
+			var b []byte
+			select {
+			case b = <-free:
+			case <-stop:
+				return
+			}
+			b = b[:min(int64(len(b)), n)]
+			err := ctx.Err()
+			if err == nil {
+				err = readFull(src, b, off, "the image")
+			}
+			filled <- chunk{b, err} // there is room for every buffer
+			if err != nil {
+				return
+			}
+			off += int64(len(b))
+			n -= int64(len(b))
 		}
-		if _, err := w.Write(b); err != nil {
+	}()
+	defer func() {
+		close(stop)
+		for range filled { // until the reader has ended
+		}
+	}()
+	for c := range filled {
+		if c.err != nil {
+			return c.err
+		}
+		if _, err := w.Write(c.b); err != nil {
 			return fmt.Errorf("writing the image: %w", err)
 		}
-		off += int64(len(b))
-		n -= int64(len(b))
+		free <- c.b[:cap(c.b)]
 	}
 	return nil
 }
