@@ -62,9 +62,10 @@ func newBench(t *testing.T, o servertest.Options) *bench {
 
 // at runs fn once, when the signing path next comes to label.
 func (b *bench) at(label string, fn func()) (came func() bool) {
-	var done atomic.Bool
+	var begun, done atomic.Bool
 	h := func(l string) {
-		if l == label && done.CompareAndSwap(false, true) {
+		if l == label && begun.CompareAndSwap(false, true) {
+			defer done.Store(true) // also where fn panics
 			fn()
 		}
 	}

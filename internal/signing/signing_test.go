@@ -675,8 +675,18 @@ func TestRoundsSurviveACrash(t *testing.T) {
 			nth   int // of the label
 			uses  int // of firmware keys before the crash
 		}{
-			{"attempt.commit", 1, 0}, {"key.use", 1, 0}, {"key.used", 1, 1}, {"attempt.commit", 2, 1}, {"key.use", 2, 1}, {"key.used", 2, 2},
-			{"attempt.commit", 3, 2}, {"key.use", 3, 2}, {"key.used", 3, 3}, {"outcome.commit", 1, 3}, {"outcome.wait", 1, 3}, {"release.commit", 1, 3},
+			{"attempt.commit", 1, 0},
+			{"key.use", 1, 0},
+			{"key.used", 1, 1},
+			{"attempt.commit", 2, 1},
+			{"key.use", 2, 1},
+			{"key.used", 2, 2},
+			{"attempt.commit", 3, 2},
+			{"key.use", 3, 2},
+			{"key.used", 3, 3},
+			{"outcome.commit", 1, 3},
+			{"outcome.wait", 1, 3},
+			{"release.commit", 1, 3},
 		} {
 			what := fmt.Sprintf("%s %d", tt.label, tt.nth)
 			seen := 0

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/firmseal/firmseal/internal/auth"
 	"github.com/firmseal/firmseal/internal/keys"
@@ -318,7 +319,10 @@ func labels() []string {
 // labelsOn are all steps on SQLite. What PostgreSQL does differently shows at a
 // step of each kind.
 func labelsOn(o servertest.Options) []string {
-	if o.Database != "" {
+	switch {
+	case testing.Short():
+		return []string{"redeem.commit", "key.use", "seal.use"}
+	case o.Database != "":
 		return []string{"redeem.commit", "attempt.wait", "key.use", "outcome.commit", "outcome.wait", "release.commit"}
 	}
 	return labels()
@@ -345,8 +349,8 @@ func (a *applied) check(t *testing.T, edits []edit) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	total := 0
-	if len(a.n) == 0 {
-		return // none was asked for
+	if len(a.n) == 0 || testing.Short() {
+		return // not all were asked for
 	}
 	for _, e := range edits {
 		if a.n[e.name] == 0 {
@@ -363,21 +367,26 @@ func (e edit) once(b *bench, label string) (made bool) {
 	b.t.Helper()
 	var rows int64
 	var err error
-	var id string
 	var used int
+	found := make(chan string, 1)
 	b.label = label
 	came := b.at(label, func() {
-		id = b.newest()
+		id := b.newest()
+		found <- id
 		used = b.uses(keys.Firmware, id)
 		rows, err = e.do(b, id)
 	})
 	r := b.next()
 	// The answer cannot be had where the request's row is gone or another
 	// project's.
-	if sent, serr := b.Client.Sign(b.t.Context(), r, "", 0); serr == nil {
-		id = sent.ID
-	} else if id == "" {
-		b.t.Fatalf("%s at %s: %v", e.name, label, serr)
+	sent, serr := b.Client.Sign(b.t.Context(), r, "", 0)
+	id := sent.ID
+	if serr != nil {
+		select {
+		case id = <-found:
+		case <-time.After(patience):
+			b.t.Fatalf("%s at %s: %v", e.name, label, serr)
+		}
 	}
 	state, code := b.settled(id)
 	b.hook.Store(nil)
@@ -486,7 +495,11 @@ func TestTamperedBetweenLives(t *testing.T) {
 	edits := slices.DeleteFunc(ofRequest(), func(e edit) bool { return !e.crash })
 	var made applied
 	t.Run("steps", func(t *testing.T) {
-		for _, label := range []string{"redeem.commit", "intent.wait", "key.use", "key.used", "outcome.wait", "seal.used"} {
+		at := []string{"redeem.commit", "intent.wait", "key.use", "key.used", "outcome.wait", "seal.used"}
+		if testing.Short() {
+			at = []string{"key.used"}
+		}
+		for _, label := range at {
 			t.Run(label, func(t *testing.T) {
 				t.Parallel()
 				b := newBench(t, servertest.Options{})
