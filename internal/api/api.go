@@ -101,10 +101,18 @@ func config(version string) huma.Config {
 	c.Info.License = &huma.License{Name: "Apache-2.0", Identifier: "Apache-2.0"}
 	c.Servers = []*huma.Server{{URL: "/"}}
 	for _, t := range []struct{ name, text string }{
-		{"uploads", "images on their way in"}, {"requests", "signing requests"}, {"releases", "what was signed and sealed"},
-		{"keys", "keys; never a private half"}, {"policy", "what may be signed"}, {"tokens", "who may call"},
-		{"log", "the transparency log"}, {"trustroot", "what devices believe"}, {"events", "the journal"},
-		{"status", "health for people"}, {"health", "health for load balancers"}, {"metrics", "numbers for Prometheus"},
+		{"uploads", "images on their way in"},
+		{"requests", "signing requests"},
+		{"releases", "what was signed and sealed"},
+		{"keys", "keys; never a private half"},
+		{"policy", "what may be signed"},
+		{"tokens", "who may call"},
+		{"log", "the transparency log"},
+		{"trustroot", "what devices believe"},
+		{"events", "the journal"},
+		{"status", "health for people"},
+		{"health", "health for load balancers"},
+		{"metrics", "numbers for Prometheus"},
 	} {
 		c.Tags = append(c.Tags, &huma.Tag{Name: t.name, Description: t.text})
 	}

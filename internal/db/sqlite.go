@@ -34,7 +34,6 @@ const (
 
 // lite is an open SQLite file.
 type lite struct {
-	dsn     string
 	rw, ro  *sql.DB
 	writer  *writer
 	readers chan *session // a nil is a connection not yet opened

@@ -337,8 +337,13 @@ func parseLeaf(b []byte) (*leaf, error) {
 		name string
 		dst  *string
 	}{
-		{"type", &l.kind}, {"record", &l.record}, {"request", &l.request}, {"key", &l.key},
-		{"result", &l.result}, {"seal_key", &l.sealKey}, {"statement", &l.statement},
+		{"type", &l.kind},
+		{"record", &l.record},
+		{"request", &l.request},
+		{"key", &l.key},
+		{"result", &l.result},
+		{"seal_key", &l.sealKey},
+		{"statement", &l.statement},
 	} {
 		if o.get(m.name) == nil {
 			continue

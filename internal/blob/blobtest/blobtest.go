@@ -193,8 +193,10 @@ func refusals(t *testing.T, open Open) {
 	s := open(t, t.TempDir())
 	ctx := t.Context()
 	good := Sum([]byte("x"))
-	for _, d := range []blob.Digest{"", "x", good[:63], good + "0", blob.Digest(strings.ToUpper(string(good))), "../../../../../../../../../../../../../../../../../etc/passwd00000",
-		blob.Digest(strings.Repeat("/", 64)), blob.Digest(strings.Repeat("\x00", 64)), blob.Digest(strings.Repeat("x", 1<<16))} {
+	for _, d := range []blob.Digest{
+		"", "x", good[:63], good + "0", blob.Digest(strings.ToUpper(string(good))), "../../../../../../../../../../../../../../../../../etc/passwd00000",
+		blob.Digest(strings.Repeat("/", 64)), blob.Digest(strings.Repeat("\x00", 64)), blob.Digest(strings.Repeat("x", 1<<16)),
+	} {
 		_, err := s.Begin(ctx, d, 1)
 		want(t, err, problem.BadRequest)
 		_, err = s.Append(ctx, d, 1, 0, []byte("x"))
