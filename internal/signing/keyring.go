@@ -341,3 +341,25 @@ func checkBinding(b keys.Binding) error {
 	}
 	return nil
 }
+
+// keyByID gives the project's key with a SubjectPublicKeyInfo digest.
+func keyByID(tx *db.Tx, project, id string) (KeyRecord, error) {
+	rows, err := tx.Query(`SELECT `+keyColumns+` FROM signing_key WHERE project = $1 AND purpose = $2`, project, string(keys.Seal))
+	if err != nil {
+		return KeyRecord{}, fmt.Errorf("reading the seal keys: %w", err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		k, err := scanKey(rows)
+		if err != nil {
+			return KeyRecord{}, err
+		}
+		if k.ID() == id {
+			return k, nil
+		}
+	}
+	if err := rows.Err(); err != nil {
+		return KeyRecord{}, err
+	}
+	return KeyRecord{}, altered("the seal keys").Seen("the log names seal key %s, which has no row", id)
+}
