@@ -175,24 +175,29 @@ func checkMetadata(c *compiled, f *Facts) *problem.Error {
 	if missing == nil {
 		return nil
 	}
+	flags := make([]string, len(missing))
+	for i, name := range missing {
+		flags[i] = flagFor(name)
+	}
 	return problem.New(problem.PolicyMetadata, "profile %s requires %s", r.Profile, strings.Join(missing, ", ")).
-		Seen("the request does not have it").WithHint("%s", hintFor(missing[0]))
+		Seen("the request came without").WithHint("add %s", strings.Join(flags, " "))
 }
 
-func hintFor(name string) string {
+// flagFor is the flag of firmseal sign that gives a required field.
+func flagFor(name string) string {
 	switch name {
 	case "hardware_ids":
-		return "add --hardware ID"
+		return "--hardware-id BOARD"
 	case "security_counter":
-		return "add --security-counter N, at least 1"
+		return "--security-counter N (at least 1)"
 	case "minimum_version":
-		return "add --minimum-version VERSION"
+		return "--minimum-version VERSION"
 	case "variant":
-		return "add --variant NAME"
+		return "--variant NAME"
 	case "build_id":
-		return "add --build-id ID"
+		return "--build-id ID"
 	}
-	return "add --metadata " + name + "=VALUE"
+	return "--meta " + name + "=VALUE"
 }
 
 func checkCounter(_ *compiled, f *Facts) *problem.Error {
