@@ -138,7 +138,7 @@ func TestChecks(t *testing.T) {
 		{"minimum", nil, func(f *policy.Facts) { f.Request.MinimumVersion = "1.2.3" }, "", "", ""},
 		{"minimum above", nil, func(f *policy.Facts) { f.Request.MinimumVersion = "1.2.4" }, "version", problem.PolicyVersion, "1.2.4"},
 		{"minimum broken", nil, func(f *policy.Facts) { f.Request.MinimumVersion = "1.2" }, "version", problem.PolicyVersion, ""},
-		{"missing metadata", []string{"require: [source_commit]"}, func(*policy.Facts) {}, "metadata", problem.PolicyMetadata, "does not have"},
+		{"missing metadata", []string{"require: [source_commit]"}, func(*policy.Facts) {}, "metadata", problem.PolicyMetadata, "came without"},
 		{"metadata", []string{"require: [commit, hardware_ids, security_counter]"}, func(*policy.Facts) {}, "", "", ""},
 		{"no hardware", []string{"require: [hardware_ids]"}, func(f *policy.Facts) { f.Request.HardwareIDs = nil }, "metadata", problem.PolicyMetadata, ""},
 		{"empty hardware id", []string{"require: [hardware_ids]"}, func(f *policy.Facts) { f.Request.HardwareIDs = []string{""} }, "metadata", problem.PolicyMetadata, ""},
@@ -513,4 +513,15 @@ func TestConcurrent(t *testing.T) {
 		})
 	}
 	wg.Wait()
+}
+
+// The next step names every flag at once: nobody wants to be told five times.
+func TestMissingMetadataIsNamedAtOnce(t *testing.T) {
+	t.Parallel()
+	f := facts()
+	f.Request.MinimumVersion = ""
+	d := parse(t, doc("require: [minimum_version, source_commit]")).Evaluate(f)
+	if want := "add --minimum-version VERSION --meta source_commit=VALUE"; d.Next != want {
+		t.Errorf("next is %q, not %q", d.Next, want)
+	}
 }
