@@ -156,8 +156,7 @@ func parseLogKey(vkey string) (note.Verifier, error) {
 	return v, nil
 }
 
-// openCheckpoint verifies a signed checkpoint. Extension lines are allowed by
-// C2SP and mean nothing here.
+// openCheckpoint verifies a signed checkpoint.
 func openCheckpoint(signed []byte, origin string, v note.Verifier) (*Checkpoint, error) {
 	n, err := note.Open(signed, note.VerifierList(v))
 	if err != nil {
@@ -167,7 +166,32 @@ func openCheckpoint(signed []byte, origin string, v note.Verifier) (*Checkpoint,
 		}
 		return nil, fmt.Errorf("it is not a note with a valid signature by %s", clip(v.Name()))
 	}
-	lines := strings.Split(strings.TrimSuffix(n.Text, "\n"), "\n")
+	return parseCheckpoint(n.Text, origin)
+}
+
+// ParseCheckpoint reads the text that a checkpoint's signature covers: origin,
+// size and root, each on its line. Extension lines are allowed by C2SP and mean
+// nothing here; who wants none compares with Text. It verifies no signature:
+// Proof.Verify does. The size is below 2^53, beyond which the arithmetic of
+// trees does not end. The error is LOG.CHECKPOINT_UNTRUSTED.
+func ParseCheckpoint(text, origin string) (*Checkpoint, error) {
+	if len(text) > maxCheckpoint {
+		return nil, refuse(CodeCheckpointUntrusted, "the checkpoint cannot be read").seen("%d bytes, more than %d", len(text), maxCheckpoint)
+	}
+	c, err := parseCheckpoint(text, origin)
+	if err != nil {
+		return nil, refuse(CodeCheckpointUntrusted, "the checkpoint cannot be read").seen("%v", err)
+	}
+	return c, nil
+}
+
+// Text is the checkpoint as a log signs it, without extension lines.
+func (c *Checkpoint) Text() string {
+	return fmt.Sprintf("%s\n%d\n%s\n", c.Origin, c.Size, base64.StdEncoding.EncodeToString(c.Root[:]))
+}
+
+func parseCheckpoint(text, origin string) (*Checkpoint, error) {
+	lines := strings.Split(strings.TrimSuffix(text, "\n"), "\n")
 	if len(lines) < 3 {
 		return nil, errors.New("it is shorter than origin, size and root")
 	}
@@ -180,6 +204,7 @@ func openCheckpoint(signed []byte, origin string, v note.Verifier) (*Checkpoint,
 		}
 	}
 	c := &Checkpoint{Origin: origin}
+	var err error
 	if c.Size, err = parseDecimal(lines[1]); err != nil {
 		return nil, fmt.Errorf("its size %w", err)
 	}

@@ -5,7 +5,9 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
+	"strconv"
 	"sync"
 
 	"golang.org/x/mod/sumdb/note"
@@ -29,10 +31,14 @@ type Gate struct {
 	mu     sync.Mutex
 	seen   [seenCheckpoints]signedTree // checkpoints whose signature was verified
 	next   int                         // where the next one goes in seen
-	max    tree                        // the largest tree seen
+	max    firmseal.Checkpoint         // the largest tree seen
 	used   map[[sha256.Size]byte]bool  // attempts that were used up, this generation
 	before map[[sha256.Size]byte]bool  // and the last
 }
+
+// Bounds of what a ticket may carry. Leaf and proof have those of their readers
+// in the root package.
+const maxRequest = 1 << 20
 
 // seenCheckpoints is how many verified checkpoints a gate remembers. Callers
 // that run at the same time hold proofs under a handful of different ones; an
@@ -45,7 +51,7 @@ const usedGeneration = 1 << 16
 
 type signedTree struct {
 	note []byte
-	tree tree
+	tree firmseal.Checkpoint
 }
 
 // Use is one use of a private key, as GateOptions.Record sees it.
@@ -110,7 +116,7 @@ func (g *Gate) check(info Info, t *Ticket) (*permit, error) {
 	if info.Binding.Purpose != Firmware && info.Binding.Purpose != Seal {
 		return nil, refused(info, "a key of purpose %q is not used by tickets", info.Binding.Purpose)
 	}
-	if len(t.Leaf) > maxLeaf || len(t.Request) > maxRequest || len(t.Input) > alg.MaxMessage {
+	if len(t.Leaf) > firmseal.MaxLeaf || len(t.Request) > maxRequest || len(t.Input) > alg.MaxMessage {
 		return nil, refused(info, "the ticket is too large: leaf %d, request %d, input %d bytes", len(t.Leaf), len(t.Request), len(t.Input))
 	}
 	scheme, err := alg.Lookup(t.Alg)
@@ -126,8 +132,8 @@ func (g *Gate) check(info Info, t *Ticket) (*permit, error) {
 	}
 	hash := tlog.RecordHash(t.Leaf)
 	p := &permit{kind: t.Kind, input: t.Input, use: Use{
-		Key: info.ID(), Name: info.Name, Purpose: info.Binding.Purpose, Request: leaf.request, Leaf: hex.EncodeToString(hash[:]),
-		Slot: t.Slot, Alg: t.Alg, Input: hexSum(t.Input), Attempt: leaf.attempt,
+		Key: info.ID(), Name: info.Name, Purpose: info.Binding.Purpose, Request: leaf.Request, Leaf: hex.EncodeToString(hash[:]),
+		Slot: t.Slot, Alg: t.Alg, Input: hexSum(t.Input), Attempt: leaf.Attempt,
 	}}
 	if info.Binding.Purpose == Firmware {
 		err = firmwareTicket(info, t, scheme, leaf, p)
@@ -146,15 +152,15 @@ func (g *Gate) check(info Info, t *Ticket) (*permit, error) {
 	return p, nil
 }
 
-func firmwareTicket(info Info, t *Ticket, scheme alg.Spec, leaf *leaf, p *permit) error {
-	if leaf.kind != firmseal.LeafAttempt {
-		return refused(info, "the leaf is %q, not %q", leaf.kind, firmseal.LeafAttempt)
+func firmwareTicket(info Info, t *Ticket, scheme alg.Spec, leaf *firmseal.Leaf, p *permit) error {
+	if leaf.Type != firmseal.LeafAttempt {
+		return refused(info, "the leaf is %q, not %q", leaf.Type, firmseal.LeafAttempt)
 	}
-	if leaf.key != p.use.Key {
-		return refused(info, "the leaf announces a use of key %.16s…, this is %.16s…", leaf.key, p.use.Key)
+	if leaf.Key != p.use.Key {
+		return refused(info, "the leaf announces a use of key %.16s…, this is %.16s…", leaf.Key, p.use.Key)
 	}
-	if got := hexSum(t.Request); leaf.record != got {
-		return refused(info, "the leaf commits to request %.16s…, the ticket carries %.16s…", leaf.record, got)
+	if got := hexSum(t.Request); leaf.Record != got {
+		return refused(info, "the leaf commits to request %.16s…, the ticket carries %.16s…", leaf.Record, got)
 	}
 	if t.Kind != scheme.Kind {
 		return refused(info, "%s signs a %s, the ticket says %q", t.Alg, scheme.Kind, string(t.Kind))
@@ -163,9 +169,9 @@ func firmwareTicket(info Info, t *Ticket, scheme alg.Spec, leaf *leaf, p *permit
 		return refused(info, "%s signs a digest of %d bytes, the ticket has %d", t.Alg, scheme.Hash.Size(), len(t.Input))
 	}
 	var in *firmseal.LeafInput
-	for i := range leaf.inputs {
-		if leaf.inputs[i].Slot == t.Slot {
-			in = &leaf.inputs[i]
+	for i := range leaf.Inputs {
+		if leaf.Inputs[i].Slot == t.Slot {
+			in = &leaf.Inputs[i]
 		}
 	}
 	switch {
@@ -196,12 +202,12 @@ func firmwareTicket(info Info, t *Ticket, scheme alg.Spec, leaf *leaf, p *permit
 // payloadType of a release statement in its DSSE envelope.
 const payloadType = "application/vnd.in-toto+json"
 
-func sealTicket(info Info, t *Ticket, scheme alg.Spec, leaf *leaf, p *permit) error {
-	if leaf.kind != firmseal.LeafOutcome || leaf.result != "sealed" {
-		return refused(info, "the leaf is %q with result %q, not %q with %q", leaf.kind, leaf.result, firmseal.LeafOutcome, "sealed")
+func sealTicket(info Info, t *Ticket, scheme alg.Spec, leaf *firmseal.Leaf, p *permit) error {
+	if leaf.Type != firmseal.LeafOutcome || leaf.Result != "sealed" {
+		return refused(info, "the leaf is %q with result %q, not %q with %q", leaf.Type, leaf.Result, firmseal.LeafOutcome, "sealed")
 	}
-	if leaf.sealKey != p.use.Key {
-		return refused(info, "the leaf names seal key %.16s…, this is %.16s…", leaf.sealKey, p.use.Key)
+	if leaf.SealKey != p.use.Key {
+		return refused(info, "the leaf names seal key %.16s…, this is %.16s…", leaf.SealKey, p.use.Key)
 	}
 	if t.Kind != alg.Message {
 		return refused(info, "a seal key is given the whole pre-authentication encoding as a message, not a %q", string(t.Kind))
@@ -210,8 +216,8 @@ func sealTicket(info Info, t *Ticket, scheme alg.Spec, leaf *leaf, p *permit) er
 	if err != nil {
 		return refused(info, "the input is not the DSSE encoding of a statement: %v", err)
 	}
-	if got := hexSum(payload); leaf.statement != got {
-		return refused(info, "the leaf commits to statement %.16s…, the ticket carries %.16s…", leaf.statement, got)
+	if got := hexSum(payload); leaf.Statement != got {
+		return refused(info, "the leaf commits to statement %.16s…, the ticket carries %.16s…", leaf.Statement, got)
 	}
 	statement, err := members(payload)
 	if err != nil {
@@ -244,7 +250,7 @@ func cutPAE(b []byte) ([]byte, error) {
 	if !ok {
 		return nil, fmt.Errorf("it has no length")
 	}
-	if n, err := decimal(string(size)); err != nil || n != int64(len(payload)) {
+	if string(size) != strconv.Itoa(len(payload)) {
 		return nil, fmt.Errorf("it says %.20q bytes and has %d", size, len(payload))
 	}
 	return payload, nil
@@ -252,24 +258,24 @@ func cutPAE(b []byte) ([]byte, error) {
 
 // included checks that the leaf is in the log.
 func (g *Gate) included(info Info, t *Ticket, leaf tlog.Hash) error {
-	p, err := parseProof(t.Proof)
+	p, err := firmseal.ParseProof(t.Proof)
 	if err != nil {
 		return refused(info, "the log proof cannot be read: %v", err)
 	}
-	if p.extra != nil && !bytes.Equal(p.extra, t.Leaf) {
+	if p.Extra != nil && !bytes.Equal(p.Extra, t.Leaf) {
 		return refused(info, "the log proof is about another leaf")
 	}
-	head, err := g.checkpoint(p.checkpoint)
+	head, err := g.checkpoint(p.Checkpoint)
 	if err != nil {
 		return refused(info, "the checkpoint is not one of log %s: %v", g.origin, err)
 	}
-	if err := tlog.CheckRecord(p.hashes, head.size, head.root, p.index, leaf); err != nil {
-		return refused(info, "the leaf is not proven to be in the log at index %d of %d", p.index, head.size).Because(err)
+	if err := tlog.CheckRecord(p.Hashes, head.Size, head.Root, p.Index, leaf); err != nil {
+		return refused(info, "the leaf is not proven to be in the log at index %d of %d", p.Index, head.Size).Because(err)
 	}
 	return nil
 }
 
-func (g *Gate) checkpoint(signed []byte) (tree, error) {
+func (g *Gate) checkpoint(signed []byte) (firmseal.Checkpoint, error) {
 	g.mu.Lock()
 	for i := range g.seen {
 		if len(g.seen[i].note) != 0 && bytes.Equal(g.seen[i].note, signed) {
@@ -279,17 +285,21 @@ func (g *Gate) checkpoint(signed []byte) (tree, error) {
 		}
 	}
 	g.mu.Unlock()
-	t, err := openCheckpoint(signed, g.verifier, g.origin)
+	n, err := note.Open(signed, note.VerifierList(g.verifier))
 	if err != nil {
-		return t, err
+		return firmseal.Checkpoint{}, err
+	}
+	t, err := parseCheckpoint(n.Text, g.origin)
+	if err != nil {
+		return firmseal.Checkpoint{}, err
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	// Two trees of one size are a fork, whoever signed them.
-	if t.size == g.max.size && g.max.size > 0 && t.root != g.max.root {
-		return t, fmt.Errorf("two checkpoints of size %d have different roots: the log has forked", t.size)
+	if t.Size == g.max.Size && g.max.Size > 0 && t.Root != g.max.Root {
+		return t, fmt.Errorf("two checkpoints of size %d have different roots: the log has forked", t.Size)
 	}
-	if t.size > g.max.size {
+	if t.Size > g.max.Size {
 		g.max = t
 	}
 	g.seen[g.next] = signedTree{bytes.Clone(signed), t}
@@ -316,79 +326,37 @@ func (g *Gate) spend(info Info, once [sha256.Size]byte) error {
 	return nil
 }
 
-// leaf is what a gate reads of a log leaf.
-type leaf struct {
-	kind, record, request, key string
-	result, sealKey, statement string
-	attempt                    int
-	inputs                     []firmseal.LeafInput
+// parseCheckpoint reads the text of a checkpoint: exactly origin, size and root.
+// Extension lines are refused: this log writes none.
+func parseCheckpoint(text, origin string) (firmseal.Checkpoint, error) {
+	c, err := firmseal.ParseCheckpoint(text, origin)
+	if err != nil {
+		return firmseal.Checkpoint{}, err
+	}
+	if c.Text() != text {
+		return firmseal.Checkpoint{}, errors.New("it is not three lines")
+	}
+	return *c, nil
 }
 
-func parseLeaf(b []byte) (*leaf, error) {
-	o, err := members(b)
+// parseLeaf reads a leaf that a ticket shows. A slot that is announced twice
+// would leave open which announcement counts.
+func parseLeaf(b []byte) (*firmseal.Leaf, error) {
+	l, err := firmseal.ParseLeaf(b)
 	if err != nil {
 		return nil, err
 	}
-	if string(o.get("v")) != "1" {
+	if l.V != 1 {
 		return nil, fmt.Errorf("its version is not 1")
 	}
-	l := new(leaf)
-	for _, m := range []struct {
-		name string
-		dst  *string
-	}{
-		{"type", &l.kind},
-		{"record", &l.record},
-		{"request", &l.request},
-		{"key", &l.key},
-		{"result", &l.result},
-		{"seal_key", &l.sealKey},
-		{"statement", &l.statement},
-	} {
-		if o.get(m.name) == nil {
-			continue
+	slots := make(map[string]bool, len(l.Inputs))
+	for _, in := range l.Inputs {
+		if slots[in.Slot] {
+			return nil, fmt.Errorf("slot %q is announced twice", in.Slot)
 		}
-		var ok bool
-		if *m.dst, ok = o.str(m.name); !ok {
-			return nil, fmt.Errorf("its member %q is not a string", m.name)
-		}
+		slots[in.Slot] = true
 	}
-	if a := o.get("attempt"); a != nil {
-		n, err := decimal(string(a))
-		if err != nil || n > 1<<20 {
-			return nil, fmt.Errorf("its attempt is not a small number")
-		}
-		l.attempt = int(n)
-	}
-	if in := o.get("inputs"); in != nil {
-		list, err := elements(in)
-		if err != nil {
-			return nil, fmt.Errorf("its inputs: %w", err)
-		}
-		l.inputs = make([]firmseal.LeafInput, 0, len(list))
-		for _, e := range list {
-			o, err := split(e)
-			if err != nil {
-				return nil, fmt.Errorf("an input: %w", err)
-			}
-			var x firmseal.LeafInput
-			var ok [4]bool
-			x.Slot, ok[0] = o.str("slot")
-			x.Alg, ok[1] = o.str("alg")
-			x.Kind, ok[2] = o.str("kind")
-			x.SHA256, ok[3] = o.str("sha256")
-			if ok != [4]bool{true, true, true, true} {
-				return nil, fmt.Errorf("an input lacks a member")
-			}
-			for _, other := range l.inputs {
-				if other.Slot == x.Slot {
-					return nil, fmt.Errorf("slot %q is announced twice", x.Slot)
-				}
-			}
-			l.inputs = append(l.inputs, x)
-		}
-	}
-	return l, nil
+	return &l, nil
 }
 
 func hexSum(b []byte) string {

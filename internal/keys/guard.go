@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/mod/sumdb/note"
 
+	"github.com/firmseal/firmseal"
 	"github.com/firmseal/firmseal/internal/alg"
 	"github.com/firmseal/firmseal/internal/problem"
 )
@@ -50,7 +51,7 @@ type guarded struct {
 	gate *Gate
 
 	mu   sync.Mutex
-	head tree // the largest tree that this log key has signed
+	head firmseal.Checkpoint // the largest tree that this log key has signed
 }
 
 func (k *guarded) Info() Info {
@@ -165,9 +166,6 @@ func (s *checkpointSigner) Sign(msg []byte) ([]byte, error) {
 	no := func(format string, a ...any) *problem.Error {
 		return problem.New(problem.KeyTicket, "log key %s refused to sign", s.key.info.Name).Seen(format, a...)
 	}
-	if len(msg) > maxCheckpoint {
-		return nil, no("%d bytes are no checkpoint", len(msg))
-	}
 	t, err := parseCheckpoint(string(msg), s.origin)
 	if err != nil {
 		return nil, no("the text is not a checkpoint of %s: %v", s.origin, err)
@@ -175,11 +173,11 @@ func (s *checkpointSigner) Sign(msg []byte) ([]byte, error) {
 	k := s.key
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if t.size < k.head.size {
-		return nil, no("the tree shrank from %d to %d", k.head.size, t.size)
+	if t.Size < k.head.Size {
+		return nil, no("the tree shrank from %d to %d", k.head.Size, t.Size)
 	}
-	if t.size == k.head.size && t.size > 0 && t.root != k.head.root {
-		return nil, no("a second root for size %d", t.size)
+	if t.Size == k.head.Size && t.Size > 0 && t.Root != k.head.Root {
+		return nil, no("a second root for size %d", t.Size)
 	}
 	// The head moves before the key is used: if signing fails, the same
 	// checkpoint may be tried again, another of its size may not.

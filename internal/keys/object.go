@@ -8,12 +8,12 @@ import (
 )
 
 // encoding/json folds the case of member names and keeps the last of two equal
-// ones. A gate that read a request or a leaf that way could be shown one thing
-// while a reader of the log sees another. members and elements therefore split
-// exactly: names by their bytes, none twice.
+// ones. A gate that read a request or a statement that way could be shown one
+// thing while a reader of the log sees another. members therefore splits
+// exactly: names by their bytes, none twice. Leaves are read by the root package,
+// which is as strict.
 
-// maxMembers bounds the members of one object and the elements of one array
-// that a gate reads.
+// maxMembers bounds the members of one object that a gate reads.
 const maxMembers = 1024
 
 // A member is one name and value of an object. The value is a part of the
@@ -28,7 +28,6 @@ type object []member
 
 var (
 	errNotObject  = errors.New("not a JSON object in UTF-8")
-	errNotArray   = errors.New("not a JSON array")
 	errDuplicate  = errors.New("a member occurs twice")
 	errManyFields = errors.New("too many members")
 )
@@ -71,28 +70,6 @@ func split(text []byte) (object, error) {
 		i = space(text, i+1) // the colon
 		end = skip(text, i)
 		out = append(out, member{name, text[i:end]})
-		i = space(text, end)
-	}
-	return out, nil
-}
-
-// elements splits a JSON array that is known to be valid.
-func elements(text []byte) ([][]byte, error) {
-	i := space(text, 0)
-	if i >= len(text) || text[i] != '[' {
-		return nil, errNotArray
-	}
-	var out [][]byte
-	i = space(text, i+1)
-	for text[i] != ']' {
-		if text[i] == ',' {
-			i = space(text, i+1)
-		}
-		if len(out) == maxMembers {
-			return nil, errManyFields
-		}
-		end := skip(text, i)
-		out = append(out, text[i:end])
 		i = space(text, end)
 	}
 	return out, nil

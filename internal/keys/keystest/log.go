@@ -104,7 +104,7 @@ func (l *Log) Proof(tb testing.TB, index int64) []byte {
 		tb.Fatal(err)
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "c2sp.org/tlog-proof@v1\nindex %d\n", index)
+	fmt.Fprintf(&b, proofHead+"index %d\n", index)
 	for _, h := range p {
 		fmt.Fprintf(&b, "%s\n", base64.StdEncoding.EncodeToString(h[:]))
 	}
@@ -113,7 +113,25 @@ func (l *Log) Proof(tb testing.TB, index int64) []byte {
 	return []byte(b.String())
 }
 
-// Sign signs a text with the log's key, whatever it says.
+const proofHead = "c2sp.org/tlog-proof@v1\n"
+
+// checkpoint signs a checkpoint that says size, and extension lines after it.
+func (l *Log) checkpoint(tb testing.TB, size string, extension ...string) []byte {
+	tb.Helper()
+	text := l.Origin + "\n" + size + "\n" + base64.StdEncoding.EncodeToString(make([]byte, tlog.HashSize)) + "\n"
+	for _, e := range extension {
+		text += e + "\n"
+	}
+	return l.sign(tb, text)
+}
+
+// proofUnder is a proof of entry 0 that leads nowhere, under such a checkpoint.
+func (l *Log) proofUnder(tb testing.TB, size string, extension ...string) []byte {
+	tb.Helper()
+	return append([]byte(proofHead+"index 0\n\n"), l.checkpoint(tb, size, extension...)...)
+}
+
+// sign signs a text with the log's key, whatever it says.
 func (l *Log) sign(tb testing.TB, text string) []byte {
 	tb.Helper()
 	signed, err := note.Sign(&note.Note{Text: text}, l.signer)

@@ -355,6 +355,13 @@ func firmwareTickets(t *testing.T, h Harness) {
 		}},
 		{"log with another key", "not one of log", func(k *keys.Ticket) { k.Proof = elsewhere.Proof(t, elsewhere.Append(t, k.Leaf)) }},
 		{"another log", "not one of log", func(k *keys.Ticket) { k.Proof = other.Proof(t, other.Append(t, k.Leaf)) }},
+		{"a tree of 2^63-1", "not one of log", func(k *keys.Ticket) { k.Proof = x.log.proofUnder(t, "9223372036854775807") }},
+		{"a tree of 2^53", "not one of log", func(k *keys.Ticket) { k.Proof = x.log.proofUnder(t, "9007199254740992") }},
+		{"the largest tree", "not proven", func(k *keys.Ticket) { k.Proof = x.log.proofUnder(t, "9007199254740991") }},
+		{"a checkpoint with an extension", "three lines", func(k *keys.Ticket) { k.Proof = x.log.proofUnder(t, "8", "extension") }},
+		{"index of 2^63-1", "log proof cannot be read", func(k *keys.Ticket) {
+			k.Proof = []byte(proofHead + "index 9223372036854775807\n\n" + string(x.log.checkpoint(t, "8")))
+		}},
 		{"another slot", `no signature for slot "conf-9"`, func(k *keys.Ticket) { k.Slot = "conf-9" }},
 		{"announced slot of other input", "announced for input", func(k *keys.Ticket) { k.Slot = "other" }},
 		{"no slot", "no signature for slot", func(k *keys.Ticket) { k.Slot = "" }},
@@ -601,6 +608,8 @@ func logKey(t *testing.T, h Harness) {
 		{"hello\n", false},
 		{string(PAE(Statement(t, keys.Production, "1"))), false},
 		{origin + "\n99999999999999999999\n" + root("e") + "\n", false},
+		{origin + "\n9223372036854775807\n" + root("e") + "\n", false},
+		{origin + "\n9007199254740992\n" + root("e") + "\n", false},
 		{origin + "\n8\n" + root("e") + "\n", true},
 	} {
 		signed, err := note.Sign(&note.Note{Text: c.text}, s)
