@@ -3,6 +3,7 @@ package signing
 import (
 	"context"
 	"fmt"
+	"maps"
 
 	"github.com/firmseal/firmseal"
 	"github.com/firmseal/firmseal/internal/db"
@@ -10,52 +11,63 @@ import (
 	"github.com/firmseal/firmseal/internal/problem"
 )
 
-// trustRoot is what the workspace's own seals are checked with, and what
-// devices get: the active seal keys, one of which is enough, and the log.
-func (s *Service) trustRoot(tx *db.Tx, project string) (*firmseal.TrustRoot, error) {
-	t := &firmseal.TrustRoot{Threshold: 1, EmergencyThreshold: 1, Log: &firmseal.TrustedLog{Origin: s.log.Origin(), Key: s.logKey, Required: true}}
-	rows, err := tx.Query(`SELECT `+keyColumns+` FROM signing_key WHERE project = $1 AND purpose = $2 ORDER BY created, name`, project, string(keys.Seal))
-	if err != nil {
-		return nil, fmt.Errorf("reading the seal keys: %w", err)
-	}
-	defer rows.Close()
-	for rows.Next() {
-		k, err := scanKey(rows)
+// TrustRoot gives the trust root file: what the workspace's own seals are
+// checked with, and what devices get. It has the active seal keys, one of which
+// is enough, and the log.
+//
+// Keys and version follow the log: each creation and each retirement of a seal
+// key is a change of the document. Devices keep the highest version that they
+// have seen, so an edited table must not lower it: every key of the log must
+// have its row, and every row must be the record that the log has.
+func (s *Service) TrustRoot(ctx context.Context, project string) ([]byte, error) {
+	var rows []KeyRecord
+	var retired map[string]int64
+	// Rows and log are read one after the other. They belong together if no key
+	// was created or retired meanwhile; that is rare, and then both are read again.
+	for {
+		if err := s.follow(ctx); err != nil {
+			return nil, err
+		}
+		created, ended := s.book.keys()
+		err := s.db.View(ctx, func(tx *db.Tx) (err error) {
+			rows, err = allKeys(tx)
+			return err
+		})
 		if err != nil {
 			return nil, err
 		}
-		// Each creation and each retirement is a change of the document.
-		t.Version++
-		if k.Retired != 0 {
-			t.Version++
+		if err := s.follow(ctx); err != nil {
+			return nil, err
+		}
+		if now, ends := s.book.keys(); len(now) != len(created) || len(ends) != len(ended) {
 			continue
 		}
-		t.Keys = append(t.Keys, firmseal.SealKey{Name: k.Name, Environment: string(k.Binding.Environment), SPKI: k.SPKI})
-	}
-	return t, rows.Err()
-}
-
-// TrustRoot gives the trust root file.
-func (s *Service) TrustRoot(ctx context.Context, project string) ([]byte, error) {
-	var t *firmseal.TrustRoot
-	err := s.db.View(ctx, func(tx *db.Tx) (err error) {
-		t, err = s.trustRoot(tx, project)
-		return err
-	})
-	if err != nil {
-		return nil, err
-	}
-	// A key that somebody wrote into the table must not reach a device.
-	for _, k := range t.Keys {
-		rec, err := s.Key(ctx, project, k.Name)
-		if err != nil {
-			return nil, err
+		for _, k := range rows {
+			if err := s.book.holds(k); err != nil {
+				return nil, err
+			}
+			delete(created, k.ID())
 		}
-		if err := s.holdKey(ctx, rec); err != nil {
-			return nil, err
+		for id, leaf := range created {
+			return nil, altered("key %s", leaf.name).Seen("the log has the creation of key %s, which has no row", id)
 		}
-		if string(rec.SPKI) != string(k.SPKI) || string(rec.Binding.Environment) != k.Environment {
-			return nil, altered("key %s", k.Name).Seen("it changed while the trust root was made")
+		retired = ended
+		break
+	}
+	t := &firmseal.TrustRoot{Threshold: 1, EmergencyThreshold: 1, Log: &firmseal.TrustedLog{Origin: s.log.Origin(), Key: s.logKey, Required: true}}
+	for _, k := range rows {
+		if k.Project != project || k.Binding.Purpose != keys.Seal {
+			continue
+		}
+		t.Version++
+		_, ended := retired[k.ID()]
+		if !ended {
+			t.Keys = append(t.Keys, firmseal.SealKey{Name: k.Name, Environment: string(k.Binding.Environment), SPKI: k.SPKI})
+			continue
+		}
+		t.Version++
+		if k.Retired == 0 {
+			return nil, altered("key %s", k.Name).Seen("the log has its retirement, its row says that it is active")
 		}
 	}
 	if len(t.Keys) == 0 {
@@ -63,6 +75,31 @@ func (s *Service) TrustRoot(ctx context.Context, project string) ([]byte, error)
 			WithHint("firmseal key create seal-production --purpose seal --environment production --type ed25519")
 	}
 	return t.Marshal()
+}
+
+// keys gives copies of what the log says of all keys, by their ids.
+func (b *book) keys() (created map[string]keyLeaf, retired map[string]int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return maps.Clone(b.created), maps.Clone(b.retired)
+}
+
+// allKeys gives the keys of all projects, in the order in which they were made.
+func allKeys(tx *db.Tx) ([]KeyRecord, error) {
+	rows, err := tx.Query(`SELECT ` + keyColumns + ` FROM signing_key ORDER BY created, name`)
+	if err != nil {
+		return nil, fmt.Errorf("reading the keys: %w", err)
+	}
+	defer rows.Close()
+	var out []KeyRecord
+	for rows.Next() {
+		k, err := scanKey(rows)
+		if err != nil {
+			return nil, fmt.Errorf("reading the keys: %w", err)
+		}
+		out = append(out, k)
+	}
+	return out, rows.Err()
 }
 
 // checkSeal verifies a seal and its proof as a device would, before anybody
