@@ -128,7 +128,8 @@ func (l *Log) checkpoint(tb testing.TB, size string, extension ...string) []byte
 // proofUnder is a proof of entry 0 that leads nowhere, under such a checkpoint.
 func (l *Log) proofUnder(tb testing.TB, size string, extension ...string) []byte {
 	tb.Helper()
-	return append([]byte(proofHead+"index 0\n\n"), l.checkpoint(tb, size, extension...)...)
+	hash := base64.StdEncoding.EncodeToString(make([]byte, tlog.HashSize))
+	return append([]byte(proofHead+"index 0\n"+hash+"\n\n"), l.checkpoint(tb, size, extension...)...)
 }
 
 // sign signs a text with the log's key, whatever it says.
