@@ -59,6 +59,10 @@ const (
 	idlePoll = 2 * time.Second
 	// pollPause is how long a dispatcher rests when the database fails.
 	pollPause = 500 * time.Millisecond
+	// grace is what running handlers are given to finish when Run is told to end.
+	// A use of a key that is cut off leaves a request in doubt, which only a
+	// person can settle; a slow HSM or cloud answers within 30 s or not at all.
+	grace = 30 * time.Second
 	// maxError bounds the text of an error in a row.
 	maxError = 4 << 10
 )
@@ -76,8 +80,9 @@ type Job struct {
 
 // Handler does a job. Returning nil finishes it. GiveUp and RetryAfter say what
 // to do about an error; after another one the job is tried again later, up to
-// MaxAttempts. When ctx ends, the handler stops where it is safe, and the
-// attempt does not count.
+// MaxAttempts. ctx ends when the lease is lost, or when Run has been told to end
+// and the grace period is over: the handler then stops where it is safe, and
+// the attempt does not count.
 type Handler func(ctx context.Context, j Job) error
 
 // HandlerOptions have useful zero values.
@@ -96,6 +101,7 @@ type Queue struct {
 	db     *db.DB
 	log    *slog.Logger
 	worker string // names this process's leases
+	grace  time.Duration
 
 	// mu guards what follows.
 	mu      sync.Mutex
@@ -122,7 +128,7 @@ func New(d *db.DB, o Options) *Queue {
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
-	return &Queue{db: d, log: o.Logger, worker: db.NewID(), kinds: make(map[string]*kind), active: make(map[string]context.CancelFunc)}
+	return &Queue{db: d, log: o.Logger, worker: db.NewID(), grace: grace, kinds: make(map[string]*kind), active: make(map[string]context.CancelFunc)}
 }
 
 // Handle registers the handler of a kind, before Run.
@@ -213,16 +219,19 @@ func (k *kind) kicked() {
 	}
 }
 
-// Run works until ctx ends, and returns when the last handler has. Jobs that
-// were taken and not finished are free again then.
+// Run works until ctx ends, and returns when the last handler has. From then on
+// it starts no job; those that run may finish for a grace period of 30 s before
+// their context ends. Jobs that were taken and not finished are free again then.
 func (q *Queue) Run(ctx context.Context) error {
 	if err := q.begin(ctx); err != nil {
 		return err
 	}
 	var dispatchers, handlers sync.WaitGroup
+	working, cut := context.WithCancel(context.WithoutCancel(ctx)) // of the handlers
+	defer cut()
 	q.mu.Lock()
 	for _, k := range q.kinds {
-		dispatchers.Go(func() { q.dispatch(ctx, k, &handlers) })
+		dispatchers.Go(func() { q.dispatch(ctx, working, k, &handlers) })
 	}
 	q.mu.Unlock()
 	renewing, stop := context.WithCancel(context.WithoutCancel(ctx))
@@ -234,7 +243,9 @@ func (q *Queue) Run(ctx context.Context) error {
 	q.running = false
 	q.mu.Unlock()
 	dispatchers.Wait()
+	patience := time.AfterFunc(q.grace, cut)
 	handlers.Wait()
+	patience.Stop()
 	stop()
 	renewer.Wait()
 	return q.release(context.WithoutCancel(ctx))
@@ -287,20 +298,21 @@ func (q *Queue) release(ctx context.Context) error {
 	return nil
 }
 
-// dispatch starts the jobs of one kind.
-func (q *Queue) dispatch(ctx context.Context, k *kind, handlers *sync.WaitGroup) {
+// dispatch starts the jobs of one kind until ctx ends. They run under working,
+// which outlasts it.
+func (q *Queue) dispatch(ctx, working context.Context, k *kind, handlers *sync.WaitGroup) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	look := true       // there may be free jobs in the database
 	var next time.Time // when to look without being woken
 	for ctx.Err() == nil {
 		changed := q.db.Changed(topic(k.name))
-		for {
+		for ctx.Err() == nil {
 			j, ok := k.take()
 			if !ok {
 				break
 			}
-			q.start(ctx, k, j, handlers)
+			q.start(working, k, j, handlers)
 		}
 		switch free := k.free(); {
 		case free == 0:
@@ -318,7 +330,7 @@ func (q *Queue) dispatch(ctx context.Context, k *kind, handlers *sync.WaitGroup)
 			default:
 				for _, j := range js {
 					k.begin()
-					q.start(ctx, k, j, handlers)
+					q.start(working, k, j, handlers)
 				}
 				look = len(js) == free
 				next = time.Now().Add(min(due, idlePoll))

@@ -248,12 +248,47 @@ func TestRunAt(t *testing.T) {
 	})
 }
 
+// A handler that is at work when the queue is stopped ends as if nothing had
+// happened: a use of a key is not cut off. Nothing is begun after the stop.
+func TestStopLetsHandlersFinish(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, d *db.DB) {
+		q := queue(d)
+		begun := make(chan string, 10)
+		cut := make(chan error, 10)
+		q.Handle("k", HandlerOptions{Concurrency: 1}, func(ctx context.Context, j Job) error {
+			begun <- j.Key
+			select {
+			case <-ctx.Done():
+			case <-time.After(200 * time.Millisecond): // the key's answer
+			}
+			cut <- ctx.Err()
+			return ctx.Err()
+		})
+		stop := run(t, q)
+		enqueue(t, d, q, Job{Kind: "k", Key: "under way"})
+		<-begun
+		enqueue(t, d, q, Job{Kind: "k", Key: "next"})
+		stop()
+		if err := <-cut; err != nil {
+			t.Errorf("the handler was cut off: %v", err)
+		}
+		if len(begun) > 0 {
+			t.Errorf("%s was begun after the stop", <-begun)
+		}
+		if left := rows(t, d, ""); len(left) != 1 || left[0].Key != "next" || left[0].State != "ready" || left[0].Attempt != 0 {
+			t.Errorf("left: %+v", left)
+		}
+	})
+}
+
 // A stop lets the handlers end; what they did not finish is done by the next
 // process, with the attempt not counted.
 func TestStopAndStart(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, d *db.DB) {
 		first := queue(d)
+		first.grace = 50 * time.Millisecond
 		begun := make(chan struct{}, 10)
 		first.Handle("k", HandlerOptions{Concurrency: 1}, func(ctx context.Context, j Job) error {
 			begun <- struct{}{}
