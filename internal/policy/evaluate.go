@@ -254,7 +254,7 @@ func checkClaims(_ *compiled, f *Facts) *problem.Error {
 			WithHint("build the image and ask for it with the same %s", field)
 	}
 	switch {
-	case i.Version != "" && !sameVersion(i.Version, r.Version):
+	case i.Version != "" && !SameVersion(i.Version, r.Version):
 		return no("version", i.Version, r.Version)
 	case i.SecurityCounter != nil && *i.SecurityCounter != r.SecurityCounter:
 		return no("security counter", fmt.Sprint(*i.SecurityCounter), fmt.Sprint(r.SecurityCounter))
@@ -271,10 +271,10 @@ func checkClaims(_ *compiled, f *Facts) *problem.Error {
 	return nil
 }
 
-// sameVersion compares an image's version with a request's. Formats that
+// SameVersion compares an image's version with a request's. Formats that
 // always have a build number (MCUboot: 1.2.3+0) say with +0 what a request says
 // with nothing.
-func sameVersion(image, request string) bool {
+func SameVersion(image, request string) bool {
 	return strings.TrimSuffix(image, "+0") == strings.TrimSuffix(request, "+0")
 }
 

@@ -9,6 +9,7 @@ import (
 	"github.com/firmseal/firmseal/internal/blob"
 	"github.com/firmseal/firmseal/internal/db"
 	"github.com/firmseal/firmseal/internal/image"
+	"github.com/firmseal/firmseal/internal/policy"
 	"github.com/firmseal/firmseal/internal/problem"
 	"github.com/firmseal/firmseal/internal/release"
 )
@@ -107,8 +108,9 @@ func (s *Service) putOutput(tx *db.Tx, r Request, out release.File, held []byte)
 }
 
 // judge lets the format's independent verifier decide on the output, which is
-// stored or will be as it is held, with the keys of the request as the only anchors. What it refuses is not
-// released, whatever made it.
+// stored or will be as it is held, with the keys of the request as the only
+// anchors. What it refuses, or what states another version or security counter
+// than the request, is not released, whatever made it.
 func (s *Service) judge(ctx context.Context, f image.Format, r Request, src image.Source, out release.File, held []byte, receipt *image.Receipt, anchors []image.TrustedKey) error {
 	file := image.Source(bytes.NewReader(held))
 	if held == nil {
@@ -153,6 +155,30 @@ func (s *Service) judge(ctx context.Context, f image.Format, r Request, src imag
 		pr := problem.Of(refusal)
 		return problem.New(problem.VerifyFailed, "the finished %s image would be refused by its target", f.Name()).
 			Seen("%s: %s", pr.Code, pr.What).WithHint("firmseal request show %s", r.ID).Because(refusal)
+	}
+	if receipt.Detached || r.BytesUnseen {
+		return nil // the image is the one that the policy looked at, or nobody saw it
+	}
+	return sameClaims(ctx, f, r, file)
+}
+
+// sameClaims compares what the finished image says of itself with the request:
+// the policy has seen the image before the format wrote into it, and a target
+// goes by what is in it now.
+func sameClaims(ctx context.Context, f image.Format, r Request, file image.Source) error {
+	rep, err := f.Inspect(ctx, file)
+	if err != nil {
+		return fmt.Errorf("inspecting the finished %s image: %w", f.Name(), err)
+	}
+	no := func(field, image, request string) error {
+		return problem.New(problem.VerifyFailed, "the finished %s image states another %s than the request", f.Name(), field).
+			Seen("image: %s, request: %s", clip(image), request).WithHint("firmseal request show %s", r.ID)
+	}
+	switch c := rep.Facts.SecurityCounter; {
+	case rep.Facts.Version != "" && !policy.SameVersion(rep.Facts.Version, r.Version):
+		return no("version", rep.Facts.Version, r.Version)
+	case c != nil && *c != r.SecurityCounter:
+		return no("security counter", fmt.Sprint(*c), fmt.Sprint(r.SecurityCounter))
 	}
 	return nil
 }
