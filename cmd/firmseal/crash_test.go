@@ -541,9 +541,14 @@ func (c *crash) reconcile(what string) {
 		case l.Request != u.Request:
 			bad("key %s was used for request %s by a leaf of %s", u.Name, u.Request, l.Request)
 		case u.Purpose == keys.Seal:
-			if l.Type != firmseal.LeafOutcome || l.SealKey != u.Key {
-				bad("the seal key was used by a %s", l.Type)
+			first, later := l.Type == firmseal.LeafOutcome && l.SealKey == u.Key, l.Type == firmseal.LeafAttempt && l.Key == u.Key
+			if !first && !later || l.Attempt != u.Attempt {
+				bad("the seal key was used by a %s, attempt %d", l.Type, l.Attempt)
 			}
+			if once[u.Leaf+u.Slot] {
+				bad("the seal key was used twice by attempt %d of request %s", u.Attempt, u.Request)
+			}
+			once[u.Leaf+u.Slot] = true
 			if bySeal[u.Request]++; bySeal[u.Request] > attempts[u.Request+u.Key] {
 				bad("the seal key was used %d times for request %s, which has %d attempts on it", bySeal[u.Request], u.Request, attempts[u.Request+u.Key])
 			}

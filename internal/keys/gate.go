@@ -61,7 +61,7 @@ type Use struct {
 	Purpose Purpose
 	Request string // request id of the leaf
 	Leaf    string // hex RFC 6962 hash of the leaf that allows this use
-	Attempt int    // of the leaf; 0 for a seal
+	Attempt int    // of the leaf
 	Slot    string
 	Alg     alg.ID
 	Input   string // hex SHA-256 of the ticket's input
@@ -105,7 +105,7 @@ type permit struct {
 	kind  alg.Kind
 	input []byte
 	use   Use
-	once  [sha256.Size]byte // names the attempt and slot; zero when a use may be repeated
+	once  [sha256.Size]byte // names the leaf and slot that this use uses up
 }
 
 // check decides about t. It has no effect beyond remembering checkpoints.
@@ -116,8 +116,9 @@ func (g *Gate) check(info Info, t *Ticket) (*permit, error) {
 	if info.Binding.Purpose != Firmware && info.Binding.Purpose != Seal {
 		return nil, refused(info, "a key of purpose %q is not used by tickets", info.Binding.Purpose)
 	}
-	if len(t.Leaf) > firmseal.MaxLeaf || len(t.Request) > maxRequest || len(t.Input) > alg.MaxMessage {
-		return nil, refused(info, "the ticket is too large: leaf %d, request %d, input %d bytes", len(t.Leaf), len(t.Request), len(t.Input))
+	if max(len(t.Leaf), len(t.Attempt)) > firmseal.MaxLeaf || len(t.Request) > maxRequest || len(t.Input) > alg.MaxMessage {
+		return nil, refused(info, "the ticket is too large: leaf %d, attempt %d, request %d, input %d bytes",
+			len(t.Leaf), len(t.Attempt), len(t.Request), len(t.Input))
 	}
 	scheme, err := alg.Lookup(t.Alg)
 	if err != nil {
@@ -143,18 +144,26 @@ func (g *Gate) check(info Info, t *Ticket) (*permit, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := g.included(info, t, hash); err != nil {
+	if err := g.included(info, t.Leaf, t.Proof); err != nil {
 		return nil, err
 	}
-	if info.Binding.Purpose == Firmware {
-		p.once = sha256.Sum256(append(hash[:], t.Slot...))
+	if t.Attempt != nil {
+		if err := g.included(info, t.Attempt, t.AttemptProof); err != nil {
+			return nil, err
+		}
+		hash = tlog.RecordHash(t.Attempt)
+		p.use.Leaf = hex.EncodeToString(hash[:])
 	}
+	p.once = sha256.Sum256(append(hash[:], t.Slot...))
 	return p, nil
 }
 
 func firmwareTicket(info Info, t *Ticket, scheme alg.Spec, leaf *firmseal.Leaf, p *permit) error {
 	if leaf.Type != firmseal.LeafAttempt {
 		return refused(info, "the leaf is %q, not %q", leaf.Type, firmseal.LeafAttempt)
+	}
+	if t.Attempt != nil || t.AttemptProof != nil {
+		return refused(info, "the ticket has a second leaf, which seals have")
 	}
 	if leaf.Key != p.use.Key {
 		return refused(info, "the leaf announces a use of key %.16s…, this is %.16s…", leaf.Key, p.use.Key)
@@ -209,6 +218,9 @@ func sealTicket(info Info, t *Ticket, scheme alg.Spec, leaf *firmseal.Leaf, p *p
 	if leaf.SealKey != p.use.Key {
 		return refused(info, "the leaf names seal key %.16s…, this is %.16s…", leaf.SealKey, p.use.Key)
 	}
+	if t.Slot != SealSlot {
+		return refused(info, "a seal fills slot %q, the ticket says %q", SealSlot, t.Slot)
+	}
 	if t.Kind != alg.Message {
 		return refused(info, "a seal key is given the whole pre-authentication encoding as a message, not a %q", string(t.Kind))
 	}
@@ -218,6 +230,9 @@ func sealTicket(info Info, t *Ticket, scheme alg.Spec, leaf *firmseal.Leaf, p *p
 	}
 	if got := hexSum(payload); leaf.Statement != got {
 		return refused(info, "the leaf commits to statement %.16s…, the ticket carries %.16s…", leaf.Statement, got)
+	}
+	if err := sealAttempt(info, t, leaf, p); err != nil {
+		return err
 	}
 	statement, err := members(payload)
 	if err != nil {
@@ -240,6 +255,36 @@ func sealTicket(info Info, t *Ticket, scheme alg.Spec, leaf *firmseal.Leaf, p *p
 	return nil
 }
 
+// sealAttempt checks the leaf of a use of the seal key that is not the first one
+// of its outcome. Each use has a leaf of its own, so that a log that shows one
+// use has seen one use.
+func sealAttempt(info Info, t *Ticket, outcome *firmseal.Leaf, p *permit) error {
+	if t.Attempt == nil {
+		if t.AttemptProof != nil {
+			return refused(info, "the ticket has a proof of an attempt and no attempt")
+		}
+		return nil
+	}
+	a, err := parseLeaf(t.Attempt)
+	if err != nil {
+		return refused(info, "the attempt's leaf cannot be read: %v", err)
+	}
+	switch {
+	case a.Type != firmseal.LeafAttempt:
+		return refused(info, "the attempt's leaf is %q, not %q", a.Type, firmseal.LeafAttempt)
+	case a.Key != p.use.Key:
+		return refused(info, "the attempt's leaf announces a use of key %.16s…, this is %.16s…", a.Key, p.use.Key)
+	case a.Request != outcome.Request || a.Record != outcome.Record:
+		return refused(info, "the attempt's leaf is of request %q, the outcome of %q", a.Request, outcome.Request)
+	case a.Attempt <= outcome.Attempt:
+		return refused(info, "attempt %d is not after the outcome's attempt %d", a.Attempt, outcome.Attempt)
+	case len(a.Inputs) != 1 || a.Inputs[0].Slot != SealSlot || a.Inputs[0].Kind != string(alg.Message) || a.Inputs[0].SHA256 != outcome.Statement:
+		return refused(info, "the attempt's leaf does not announce the seal of statement %.16s…", outcome.Statement)
+	}
+	p.use.Attempt = a.Attempt
+	return nil
+}
+
 // cutPAE undoes DSSE's pre-authentication encoding of a statement.
 func cutPAE(b []byte) ([]byte, error) {
 	rest, ok := bytes.CutPrefix(b, fmt.Appendf(nil, "DSSEv1 %d %s ", len(payloadType), payloadType))
@@ -257,19 +302,19 @@ func cutPAE(b []byte) ([]byte, error) {
 }
 
 // included checks that the leaf is in the log.
-func (g *Gate) included(info Info, t *Ticket, leaf tlog.Hash) error {
-	p, err := firmseal.ParseProof(t.Proof)
+func (g *Gate) included(info Info, leaf, proof []byte) error {
+	p, err := firmseal.ParseProof(proof)
 	if err != nil {
 		return refused(info, "the log proof cannot be read: %v", err)
 	}
-	if p.Extra != nil && !bytes.Equal(p.Extra, t.Leaf) {
+	if p.Extra != nil && !bytes.Equal(p.Extra, leaf) {
 		return refused(info, "the log proof is about another leaf")
 	}
 	head, err := g.checkpoint(p.Checkpoint)
 	if err != nil {
 		return refused(info, "the checkpoint is not one of log %s: %v", g.origin, err)
 	}
-	if err := tlog.CheckRecord(p.Hashes, head.Size, head.Root, p.Index, leaf); err != nil {
+	if err := tlog.CheckRecord(p.Hashes, head.Size, head.Root, p.Index, tlog.RecordHash(leaf)); err != nil {
 		return refused(info, "the leaf is not proven to be in the log at index %d of %d", p.Index, head.Size).Because(err)
 	}
 	return nil
@@ -307,13 +352,15 @@ func (g *Gate) checkpoint(signed []byte) (firmseal.Checkpoint, error) {
 	return t, nil
 }
 
-// spend marks an attempt's slot as used. A second use of one attempt, in this
-// process and within the last usedGeneration uses, is refused: the ticket is
-// good for one.
+// spend marks a leaf's slot as used. A second use, in this process and within
+// the last usedGeneration uses, is refused: the ticket is good for one.
+//
+// The memory is per process and is not meant to be more. That an attempt is
+// opened once, and never again by a process that did not open it, is a row of the
+// database; whoever can change that row still cannot have a use without a leaf,
+// and one leaf is for one input: a second signature over the bytes that the log
+// announces already.
 func (g *Gate) spend(info Info, once [sha256.Size]byte) error {
-	if once == ([sha256.Size]byte{}) {
-		return nil
-	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.used[once] || g.before[once] {

@@ -25,8 +25,9 @@
 //
 // A gate cannot know that a leaf is the newest: that a ticket is redeemed once
 // is the database's promise (package signing), and the gate's memory of used
-// attempts is the second lock, for one process. Nor does it judge policy: the
-// request it sees was accepted by the policy that the log names.
+// attempts is the second lock, for one process: it is empty after a restart, and
+// two processes have two. Nor does it judge policy: the request it sees was
+// accepted by the policy that the log names.
 package keys
 
 import (
@@ -113,11 +114,20 @@ type Ticket struct {
 	Request []byte // canonical request (RFC 8785), for firmware keys
 	Leaf    []byte // the sign.attempt leaf for firmware keys, the sign.outcome leaf for the seal key
 	Proof   []byte // .tlog-proof of Leaf
-	Slot    string // the slot of the attempt that this use fills; firmware keys
+	Slot    string // the slot of the attempt that this use fills; for the seal key always SealSlot
 	Alg     alg.ID
 	Kind    alg.Kind // of Input; for the seal key always alg.Message
 	Input   []byte   // what is signed: digest or message; for the seal key the whole DSSE pre-authentication encoding, which the Guard hashes where the scheme wants a digest
+
+	// The seal key's first use is permitted by the outcome leaf itself. A later
+	// one, after an outage or a crash, has a sign.attempt leaf of its own, which
+	// is here with its proof. Firmware keys take neither.
+	Attempt      []byte
+	AttemptProof []byte
 }
+
+// SealSlot is the one slot of a seal's attempt.
+const SealSlot = "seal"
 
 // Signer is the raw power of a key, as a backend has it below its Gate. It is
 // what crypto.Signer is, and exists so that a backend can hand it to Guard.

@@ -148,7 +148,7 @@ func (a Attempt) is(id string, leaf firmseal.Leaf, sealing bool) bool {
 		purpose = keys.Seal
 	}
 	if leaf.Type == firmseal.LeafOutcome {
-		key, inputs = leaf.SealKey, []firmseal.LeafInput{{Slot: "seal", Kind: "message", SHA256: leaf.Statement}}
+		key, inputs = leaf.SealKey, []firmseal.LeafInput{{Slot: keys.SealSlot, Kind: "message", SHA256: leaf.Statement}}
 	}
 	return a.leaf == id && a.N == leaf.Attempt && a.KeyID == key && a.Resumed == leaf.Resumed && sameInputs(a.Inputs, inputs) &&
 		a.Purpose == purpose

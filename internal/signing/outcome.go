@@ -119,7 +119,7 @@ func (s *Service) commitOutcome(ctx context.Context, p *progress, sk KeyRecord, 
 // sealInputs describes a seal for the attempt's row. The digest is of the
 // statement, which the seal key's gate derives from what it signs.
 func sealInputs(statement []byte) []firmseal.LeafInput {
-	return []firmseal.LeafInput{{Slot: "seal", Kind: "message", SHA256: hexSum(statement)}}
+	return []firmseal.LeafInput{{Slot: keys.SealSlot, Kind: "message", SHA256: hexSum(statement)}}
 }
 
 // statement is the release statement: everything that the seal says.

@@ -85,15 +85,14 @@ func (s *Service) sealedBy(ctx context.Context, r Request, id string) (KeyRecord
 // useSeal lets the seal key sign, in attempts as any other key.
 func (s *Service) useSeal(ctx context.Context, p *progress, k keys.Key, leaf, proof []byte) ([]byte, error) {
 	scheme := alg.For(k.Info().Type)[0]
+	var attempt, attemptProof []byte // of a use that is not the first: the outcome permits that
 	for {
 		if !p.open {
 			a, err := s.openAttempt(ctx, p, keys.Seal, 0, k.Info().ID(), sealInputs(p.v.statement))
 			if err != nil {
 				return nil, err
 			}
-			// The key checks the outcome leaf; the attempt's own leaf is there so
-			// that each use of the key has one.
-			if _, err := s.provenLeaf(ctx, a.leaf); err != nil {
+			if attemptProof, attempt, err = s.proof(ctx, a.leaf); err != nil {
 				return nil, err
 			}
 		}
@@ -105,7 +104,10 @@ func (s *Service) useSeal(ctx context.Context, p *progress, k keys.Key, leaf, pr
 		env, err := firmseal.Seal(p.v.statement, k.Info().SPKI, func(pae []byte) ([]byte, error) {
 			began := time.Now()
 			defer func() { s.metrics.KeyWait(time.Since(began)) }()
-			sig, err := k.Sign(ctx, &keys.Ticket{Leaf: leaf, Proof: proof, Slot: "seal", Alg: scheme, Kind: alg.Message, Input: pae})
+			sig, err := k.Sign(ctx, &keys.Ticket{
+				Leaf: leaf, Proof: proof, Attempt: attempt, AttemptProof: attemptProof,
+				Slot: keys.SealSlot, Alg: scheme, Kind: alg.Message, Input: pae,
+			})
 			made = err == nil
 			return sig, err
 		})

@@ -358,6 +358,14 @@ func TestKeyUnavailable(t *testing.T) {
 		_, err := b.Client.Resume(t.Context(), r.ID)
 		wantCode(t, err, problem.RequestState)
 
+		// So is the seal key, and each use it makes has a leaf of its own.
+		b.at("seal.use", func() { f.fail.Store(1) })
+		r = b.sign(b.next())
+		wantState(t, r, signing.Released, "")
+		if a := r.Attempts; len(a) != 3 || a[1].Purpose != "seal" || a[1].State != "failed" || a[2].Purpose != "seal" || a[2].State != "signed" || b.uses(keys.Seal, r.ID) != 1 {
+			t.Errorf("attempts %+v", a)
+		}
+
 		// The seal key fails in the same way, and a cancelled request frees its
 		// version.
 		b.at("seal.use", func() { f.fail.Store(100) })

@@ -218,10 +218,32 @@ func PAE(payload []byte) []byte {
 // SealTicket makes a right ticket for the seal of a statement.
 func (l *Log) SealTicket(tb testing.TB, info keys.Info, id alg.ID, statement []byte) *keys.Ticket {
 	tb.Helper()
-	return l.Ticket(tb, keys.Ticket{Alg: id, Kind: alg.Message, Input: PAE(statement)}, firmseal.Leaf{
+	return l.Ticket(tb, keys.Ticket{Slot: keys.SealSlot, Alg: id, Kind: alg.Message, Input: PAE(statement)}, OutcomeLeaf(info, statement))
+}
+
+// OutcomeLeaf permits the first seal of a statement.
+func OutcomeLeaf(info keys.Info, statement []byte) firmseal.Leaf {
+	return firmseal.Leaf{
 		V: 1, Type: firmseal.LeafOutcome, Time: 1, Actor: "system", Request: "0197-request", Record: Sum([]byte("request")),
-		Result: "sealed", SealKey: info.ID(), Statement: Sum(statement), Output: Sum([]byte("app")),
-	})
+		Result: "sealed", SealKey: info.ID(), Statement: Sum(statement), Output: Sum([]byte("app")), Attempt: 2,
+	}
+}
+
+// SealAttemptLeaf permits the seal that is attempt n of OutcomeLeaf's request.
+func SealAttemptLeaf(info keys.Info, n int, statement []byte) firmseal.Leaf {
+	return firmseal.Leaf{
+		V: 1, Type: firmseal.LeafAttempt, Time: 2, Actor: "system", Request: "0197-request", Record: Sum([]byte("request")),
+		Key: info.ID(), Attempt: n, Inputs: []firmseal.LeafInput{{Slot: keys.SealSlot, Kind: string(alg.Message), SHA256: Sum(statement)}},
+	}
+}
+
+// Again gives t the leaf of a later attempt, in the log and proven.
+func (l *Log) Again(tb testing.TB, t *keys.Ticket, leaf firmseal.Leaf) *keys.Ticket {
+	tb.Helper()
+	again := *t
+	again.Attempt = Encode(tb, leaf)
+	again.AttemptProof = l.Proof(tb, l.Append(tb, again.Attempt))
+	return &again
 }
 
 // Ticket appends the leaf and fills the ticket with it and its proof.

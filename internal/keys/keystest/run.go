@@ -443,6 +443,9 @@ func firmwareTickets(t *testing.T, h Harness) {
 		x.refuses(t, name, tk, "")
 	}
 
+	twice := x.log.Again(t, good(), SealAttemptLeaf(info, 2, []byte("x")))
+	x.refuses(t, "a firmware ticket with an attempt", twice, "second leaf")
+
 	// A seal's ticket does not move a firmware key.
 	x.refuses(t, "a seal ticket", x.log.SealTicket(t, info, id, Statement(t, keys.Production, "1")), "")
 
@@ -494,9 +497,47 @@ func sealTickets(t *testing.T, h Harness) {
 			{"the key in another member", func(l *firmseal.Leaf) { l.SealKey, l.Key = "", info.ID() }},
 			{"another statement", func(l *firmseal.Leaf) { l.Statement = Sum([]byte("x")) }},
 		} {
-			l := firmseal.Leaf{V: 1, Type: firmseal.LeafOutcome, Result: "sealed", SealKey: info.ID(), Statement: Sum(statement)}
+			l := OutcomeLeaf(info, statement)
 			c.change(&l)
-			x.refuses(t, "leaf: "+c.name, x.log.Ticket(t, keys.Ticket{Alg: id, Kind: alg.Message, Input: PAE(statement)}, l), "")
+			x.refuses(t, "leaf: "+c.name, x.log.Ticket(t, keys.Ticket{Slot: keys.SealSlot, Alg: id, Kind: alg.Message, Input: PAE(statement)}, l), "leaf")
+		}
+		for _, c := range []struct {
+			name, why string
+			change    func(*firmseal.Leaf)
+		}{
+			{"an outcome", "not \"sign.attempt\"", func(l *firmseal.Leaf) { l.Type = firmseal.LeafOutcome }},
+			{"another key", "use of key", func(l *firmseal.Leaf) { l.Key = Sum([]byte("x")) }},
+			{"another request", "of request", func(l *firmseal.Leaf) { l.Request = "0198-request" }},
+			{"another record", "of request", func(l *firmseal.Leaf) { l.Record = Sum([]byte("x")) }},
+			{"the outcome's attempt", "not after", func(l *firmseal.Leaf) { l.Attempt = 2 }},
+			{"no attempt", "not after", func(l *firmseal.Leaf) { l.Attempt = 0 }},
+			{"no input", "announce the seal", func(l *firmseal.Leaf) { l.Inputs = nil }},
+			{"another slot", "announce the seal", func(l *firmseal.Leaf) { l.Inputs[0].Slot = "image" }},
+			{"another kind", "announce the seal", func(l *firmseal.Leaf) { l.Inputs[0].Kind = "digest" }},
+			{"another statement", "announce the seal", func(l *firmseal.Leaf) { l.Inputs[0].SHA256 = Sum([]byte("x")) }},
+			{"two inputs", "announce the seal", func(l *firmseal.Leaf) {
+				l.Inputs = append(l.Inputs, Announce("image", id, alg.Message, statement))
+			}},
+		} {
+			l := SealAttemptLeaf(info, 3, statement)
+			c.change(&l)
+			x.refuses(t, "attempt: "+c.name, x.log.Again(t, good(), l), c.why)
+		}
+		for _, c := range []struct {
+			name, why string
+			change    func(*keys.Ticket)
+		}{
+			{"unproven", "proof cannot be read", func(k *keys.Ticket) { k.AttemptProof = nil }},
+			{"under another's proof", "not proven", func(k *keys.Ticket) { k.AttemptProof = x.log.Proof(t, 1) }},
+			{"under the outcome's proof", "not proven", func(k *keys.Ticket) { k.AttemptProof = k.Proof }},
+			{"of an unproven outcome", "not proven", func(k *keys.Ticket) { k.Proof = k.AttemptProof }},
+			{"only a proof", "no attempt", func(k *keys.Ticket) { k.Attempt = nil }},
+			{"huge", "too large", func(k *keys.Ticket) { k.Attempt = make([]byte, 1<<17) }},
+			{"another slot", "fills slot", func(k *keys.Ticket) { k.Slot = "seal2" }},
+		} {
+			tk := x.log.Again(t, good(), SealAttemptLeaf(info, 3, statement))
+			c.change(tk)
+			x.refuses(t, "attempt: "+c.name, tk, c.why)
 		}
 		x.refuses(t, "a test statement", x.log.SealTicket(t, info, id, Statement(t, keys.Test, "1")), `environment "production", the statement says "test"`)
 		for name, s := range map[string]string{
@@ -521,6 +562,22 @@ func sealTickets(t *testing.T, h Harness) {
 		}
 		if err := alg.Verify(id, pub, input(id, string(tk.Input)), sig); err != nil {
 			t.Errorf("%s: the seal does not verify: %v", id, err)
+		}
+
+		// One outcome, one seal; each further one has an attempt of its own.
+		x.refuses(t, "the same seal", tk, "already")
+		slot := *tk
+		slot.Slot = ""
+		x.refuses(t, "the same seal for no slot", &slot, "fills slot")
+		for n := 3; n < 5; n++ {
+			again := x.log.Again(t, tk, SealAttemptLeaf(info, n, statement))
+			if _, err := x.key.Sign(t.Context(), again); err != nil {
+				t.Errorf("%s: attempt %d: %v", id, n, err)
+			}
+			x.refuses(t, "the same attempt", again, "already")
+		}
+		if n := x.uses.n.Load(); n != 3 {
+			t.Errorf("%s: %d uses of 3 leaves", id, n)
 		}
 	}
 }
