@@ -16,11 +16,13 @@
 package release
 
 import (
+	"cmp"
 	"database/sql"
 	"encoding/json"
 	"errors"
 	"fmt"
 
+	"github.com/firmseal/firmseal"
 	"github.com/firmseal/firmseal/internal/db"
 	"github.com/firmseal/firmseal/internal/problem"
 )
@@ -126,29 +128,56 @@ func Lock(tx *db.Tx, project, product, environment string) error {
 	return nil
 }
 
-// LastClaim gives the claim with the highest security counter among those for
-// product in environment on any of hardware, other than request's own. A caller
-// that decides by it takes Lock first.
+// LastClaim gives the highest security counter that is claimed for product in
+// environment on any of hardware, and the highest version with that counter,
+// request's own claims apart. Versions have the order of Semantic Versioning; of
+// two that differ in build metadata alone, the text decides. A caller that decides
+// by it takes Lock first.
 func LastClaim(tx *db.Tx, project, product, environment string, hardware []string, request string) (Last, error) {
 	var last Last
+	var newest firmseal.Version
 	for _, hw := range hardware {
-		var v string
-		var n int64
-		err := tx.QueryRow(`SELECT version, security_counter FROM release_claim
-			WHERE project = $1 AND product = $2 AND environment = $3 AND hardware_id = $4 AND request <> $5
-			ORDER BY security_counter DESC, version DESC LIMIT 1`,
-			project, product, environment, hw, request).Scan(&v, &n)
-		if errors.Is(err, sql.ErrNoRows) {
-			continue
-		}
+		claims, err := highest(tx, project, product, environment, hw, request)
 		if err != nil {
-			return Last{}, fmt.Errorf("reading the last claim of %s: %w", product, err)
+			return Last{}, fmt.Errorf("reading the last claims of %s: %w", product, err)
 		}
-		if !last.Exists || uint64(n) > last.SecurityCounter {
-			last = Last{Exists: true, Version: v, SecurityCounter: uint64(n)}
+		for _, c := range claims {
+			v, err := firmseal.ParseVersion(c.Version)
+			if err != nil {
+				return Last{}, problem.New(problem.StateAltered, "a claim of %s for %s does not read as it was written", product, hw).
+					Seen("its version is %.128q", c.Version).WithHint("compare the database with the log: firmseal log verify").Because(err)
+			}
+			if last.Exists && cmp.Or(cmp.Compare(c.SecurityCounter, last.SecurityCounter), v.Compare(newest), cmp.Compare(c.Version, last.Version)) <= 0 {
+				continue
+			}
+			last, newest = c, v
 		}
 	}
 	return last, nil
+}
+
+// highest gives the claims on one hardware id that have its highest counter.
+// SQL has no order of versions: 1.10.0 is below 1.9.0 to it.
+func highest(tx *db.Tx, project, product, environment, hardware, request string) ([]Last, error) {
+	rows, err := tx.Query(`SELECT DISTINCT version, security_counter FROM release_claim
+		WHERE project = $1 AND product = $2 AND environment = $3 AND hardware_id = $4 AND request <> $5 AND security_counter = (
+			SELECT MAX(security_counter) FROM release_claim
+			WHERE project = $1 AND product = $2 AND environment = $3 AND hardware_id = $4 AND request <> $5)`,
+		project, product, environment, hardware, request)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var out []Last
+	for rows.Next() {
+		var v string
+		var n int64
+		if err := rows.Scan(&v, &n); err != nil {
+			return nil, err
+		}
+		out = append(out, Last{Exists: true, Version: v, SecurityCounter: uint64(n)})
+	}
+	return out, rows.Err()
 }
 
 // Create writes r. Its request can have one release only: a second Create for
