@@ -74,15 +74,24 @@ type Claim struct {
 // name. Taking the same claim again for the same request is a no-op.
 func Take(tx *db.Tx, c Claim) error {
 	for _, hw := range c.HardwareIDs {
+		var holder string
+		err := tx.QueryRow(`SELECT request FROM release_board
+			WHERE project = $1 AND product = $2 AND environment = $3 AND hardware_id = $4 AND variant = $5 AND version = $6`,
+			c.Project, c.Product, c.Environment, hw, c.Variant, c.Version).Scan(&holder)
+		if err == nil && holder != c.Request {
+			return taken(c, hw, holder)
+		}
+		if err != nil && !errors.Is(err, sql.ErrNoRows) {
+			return fmt.Errorf("reading the release of %s %s: %w", c.Product, c.Version, err)
+		}
 		// One statement decides: a concurrent claim on PostgreSQL waits here
 		// for the other transaction and then sees its row.
-		_, err := tx.Exec(`INSERT INTO release_claim(project, product, environment, hardware_id, variant, version, security_counter, request)
+		_, err = tx.Exec(`INSERT INTO release_claim(project, product, environment, hardware_id, variant, version, security_counter, request)
 			VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT DO NOTHING`,
 			c.Project, c.Product, c.Environment, hw, c.Variant, c.Version, int64(c.SecurityCounter), c.Request)
 		if err != nil {
 			return fmt.Errorf("claiming %s %s for %s: %w", c.Product, c.Version, hw, err)
 		}
-		var holder string
 		err = tx.QueryRow(`SELECT request FROM release_claim
 			WHERE project = $1 AND product = $2 AND environment = $3 AND hardware_id = $4 AND variant = $5 AND version = $6`,
 			c.Project, c.Product, c.Environment, hw, c.Variant, c.Version).Scan(&holder)
@@ -90,12 +99,16 @@ func Take(tx *db.Tx, c Claim) error {
 			return fmt.Errorf("reading the claim on %s %s: %w", c.Product, c.Version, err)
 		}
 		if holder != c.Request {
-			return problem.New(problem.VersionTaken, "%s %s for %s is taken in environment %s", c.Product, c.Version, hw, c.Environment).
-				Seen("request %s holds it; a version names one image for ever", holder).
-				WithHint("raise the version, or look at it: firmseal request show %s", holder)
+			return taken(c, hw, holder)
 		}
 	}
 	return nil
+}
+
+func taken(c Claim, hardware, holder string) error {
+	return problem.New(problem.VersionTaken, "%s %s for %s is taken in environment %s", c.Product, c.Version, hardware, c.Environment).
+		Seen("request %s holds it; a version names one image for ever", holder).
+		WithHint("raise the version, or look at it: firmseal request show %s", holder)
 }
 
 // Free gives a failed request's claims back. Claims of a released request are
@@ -141,6 +154,9 @@ func LastClaim(tx *db.Tx, project, product, environment string, hardware []strin
 		if err != nil {
 			return Last{}, fmt.Errorf("reading the last claims of %s: %w", product, err)
 		}
+		if err := heldByReleases(tx, project, product, environment, hw, request, claims); err != nil {
+			return Last{}, err
+		}
 		for _, c := range claims {
 			v, err := firmseal.ParseVersion(c.Version)
 			if err != nil {
@@ -180,6 +196,28 @@ func highest(tx *db.Tx, project, product, environment, hardware, request string)
 	return out, rows.Err()
 }
 
+// heldByReleases holds the highest claims on a board against what was released
+// for it: a claim that was deleted or lowered by hand would let the counter
+// fall.
+func heldByReleases(tx *db.Tx, project, product, environment, hardware, request string, claims []Last) error {
+	var released sql.NullInt64
+	if err := tx.QueryRow(`SELECT MAX(security_counter) FROM release_board
+		WHERE project = $1 AND product = $2 AND environment = $3 AND hardware_id = $4 AND request <> $5`,
+		project, product, environment, hardware, request).Scan(&released); err != nil {
+		return fmt.Errorf("reading the releases of %s: %w", product, err)
+	}
+	if !released.Valid || len(claims) > 0 && claims[0].SecurityCounter >= uint64(released.Int64) {
+		return nil
+	}
+	highest := "none"
+	if len(claims) > 0 {
+		highest = fmt.Sprint(claims[0].SecurityCounter)
+	}
+	return problem.New(problem.StateAltered, "the claims of %s for %s were altered", product, hardware).
+		Seen("a release has security counter %d, the highest claim %s", released.Int64, highest).
+		WithHint("find out who wrote to the database, then: firmseal log verify")
+}
+
 // Create writes r. Its request can have one release only: a second Create for
 // the same request is a conflict, whatever the caller believes.
 func Create(tx *db.Tx, r Release) error {
@@ -204,6 +242,13 @@ func Create(tx *db.Tx, r Release) error {
 		r.Format, boolInt(r.Emergency), boolInt(r.BytesUnseen), r.BuildID, string(image), nullable(sig), r.Seal, r.LeafIndex, r.Created)
 	if err != nil {
 		return fmt.Errorf("writing release %s: %w", r.ID, err)
+	}
+	for _, board := range r.HardwareIDs {
+		if _, err := tx.Exec(`INSERT INTO release_board(project, product, environment, hardware_id, variant, version, security_counter, request)
+			VALUES ($1,$2,$3,$4,$5,$6,$7,$8)`,
+			r.Project, r.Product, r.Environment, board, r.Variant, r.Version, int64(r.SecurityCounter), r.Request); err != nil {
+			return fmt.Errorf("writing release %s for %s: %w", r.ID, board, err)
+		}
 	}
 	return nil
 }

@@ -38,8 +38,9 @@
 // STATE.ALTERED, or LOG.ALTERED where the log itself was edited. The last look
 // is between the step "key.use" and the use.
 //
-// What the log does not commit to is not protected by this: who writes to the
-// claims of the catalogue can make a version free or a counter low.
+// Claims on versions and counters are held against what was released (package
+// release). A claim of a request in flight is not: who deletes that can make its
+// version free, once.
 package signing
 
 import (
