@@ -5,7 +5,10 @@
 // A program shows an API token, fsl_ID_SECRET. The secret has 256 bits and is
 // shown once; the database holds its SHA-256 and could not give it back. Every
 // token ends by itself, is for one project, and has scopes from one table.
-// Nobody can give a token more than he has.
+// Nobody can give a token more than he has: no scope that he lacks, and no longer
+// life than his own. Revoking a token revokes what was made with it, and what was
+// made with that, so that a token that fell into wrong hands ends with all its
+// offspring.
 //
 // Creating and revoking a token is a leaf of the log: [Record] is what the leaf
 // commits to. When a token was last used is kept to within [useResolution], so
@@ -107,14 +110,15 @@ func Record(t Token) []byte {
 
 // Spec asks for a token.
 type Spec struct {
-	By     Identity // who gives it; the token is for By's project and has no scope that By lacks
+	By     Identity // who gives it; the token is for By's project, has no scope that By lacks and ends when By does
 	Name   string   // what it is for
 	Scopes []Scope
 	TTL    time.Duration // MinLifetime to MaxLifetime
 }
 
 // Create makes a token in tx and returns its secret form, fsl_ID_SECRET, which
-// cannot be had again.
+// cannot be had again. AUTH.FORBIDDEN: it would be more than s.By is, or s.By was
+// revoked meanwhile.
 func Create(tx *db.Tx, s Spec) (string, Token, error) {
 	if n := utf8.RuneCountInString(s.Name); n == 0 || n > maxName || !utf8.ValidString(s.Name) || strings.ContainsFunc(s.Name, unicode.IsControl) {
 		return "", Token{}, problem.New(problem.BadRequest, "a token needs a name of 1 to %d printable characters", maxName).
@@ -144,6 +148,24 @@ func Create(tx *db.Tx, s Spec) (string, Token, error) {
 	t := Token{
 		ID: db.NewID(), Name: s.Name, Project: s.By.Project, Scopes: scopes, Created: now, CreatedBy: s.By.Actor,
 		Expires: now + s.TTL.Microseconds(), Digest: sum[:],
+	}
+	if e := s.By.Expires; e != 0 && t.Expires > e {
+		return "", Token{}, problem.New(problem.Forbidden, "%s cannot give a token that outlives it", s.By.Actor).
+			Seen("it ends on %s, the new one would end on %s", moment(e), moment(t.Expires)).
+			WithHint("ask for less: --ttl %s", max(0, time.Duration(e-now)*time.Microsecond).Truncate(time.Minute))
+	}
+	if id, ok := strings.CutPrefix(s.By.Actor, tokenActor); ok {
+		// The row is written so that this waits for a revocation that is under
+		// way, or makes it wait: else neither would see the other.
+		r, err := tx.Exec(`UPDATE auth_token SET last_used = last_used WHERE id = $1 AND project = $2 AND revoked = 0`, id, s.By.Project)
+		if err != nil {
+			return "", Token{}, fmt.Errorf("holding token %s: %w", id, err)
+		}
+		if n, err := r.RowsAffected(); err != nil {
+			return "", Token{}, fmt.Errorf("holding token %s: %w", id, err)
+		} else if n != 1 {
+			return "", Token{}, problem.New(problem.Forbidden, "%s cannot give a token", s.By.Actor).Seen("it was revoked")
+		}
 	}
 	_, err = tx.Exec(`INSERT INTO auth_token(id, project, name, digest, scopes, created, created_by, expires, revoked, revoked_by, last_used)
 		VALUES ($1,$2,$3,$4,$5,$6,$7,$8,0,'',0)`,
@@ -183,7 +205,11 @@ func Get(tx *db.Tx, project, id string) (Token, error) {
 // List gives a project's tokens, the oldest first, with those that are expired
 // or revoked.
 func List(tx *db.Tx, project string) ([]Token, error) {
-	rows, err := tx.Query(`SELECT `+columns+` FROM auth_token WHERE project = $1 ORDER BY id`, project)
+	return list(tx, `project = $1`, project)
+}
+
+func list(tx *db.Tx, where string, args ...any) ([]Token, error) {
+	rows, err := tx.Query(`SELECT `+columns+` FROM auth_token WHERE `+where+` ORDER BY id`, args...)
 	if err != nil {
 		return nil, fmt.Errorf("listing tokens: %w", err)
 	}
@@ -199,27 +225,56 @@ func List(tx *db.Tx, project string) ([]Token, error) {
 	return out, rows.Err()
 }
 
-// Revoke ends a token of by's project now. Revoking it again changes nothing
-// and is not an error; changed says whether this call did it.
-func Revoke(tx *db.Tx, by Identity, id string) (t Token, changed bool, err error) {
-	if t, err = Get(tx, by.Project, id); err != nil || t.Revoked != 0 {
-		return t, false, err
+// Revoke ends a token of by's project now, with all tokens that were made with
+// it, and with those. It gives the token and all that this call ended; a token
+// that was revoked before is not among these, which is not an error.
+func Revoke(tx *db.Tx, by Identity, id string) (t Token, ended []Token, err error) {
+	if t, err = Get(tx, by.Project, id); err != nil {
+		return t, nil, err
 	}
-	t.Revoked, t.RevokedBy = db.Now(), by.Actor
+	now := db.Now()
+	seen := map[string]bool{t.ID: true}
+	for next := []Token{t}; len(next) > 0; next = next[1:] {
+		// First the token, then what it made: from here on it makes no more.
+		x, changed, err := revoke(tx, by, next[0], now)
+		if err != nil {
+			return Token{}, nil, fmt.Errorf("revoking token %s: %w", next[0].ID, err)
+		}
+		if x.ID == t.ID {
+			t = x
+		}
+		if changed {
+			ended = append(ended, x)
+		}
+		made, err := list(tx, `project = $1 AND created_by = $2`, x.Project, tokenActor+x.ID)
+		if err != nil {
+			return Token{}, nil, err
+		}
+		for _, m := range made {
+			if !seen[m.ID] {
+				seen[m.ID] = true
+				next = append(next, m)
+			}
+		}
+	}
+	return t, ended, nil
+}
+
+func revoke(tx *db.Tx, by Identity, t Token, now int64) (Token, bool, error) {
+	if t.Revoked != 0 {
+		return t, false, nil
+	}
+	t.Revoked, t.RevokedBy = now, by.Actor
 	r, err := tx.Exec(`UPDATE auth_token SET revoked = $1, revoked_by = $2 WHERE id = $3 AND project = $4 AND revoked = 0`, t.Revoked, t.RevokedBy, t.ID, t.Project)
 	if err != nil {
-		return Token{}, false, fmt.Errorf("revoking token %s: %w", t.ID, err)
-	}
-	n, err := r.RowsAffected()
-	if err != nil {
-		return Token{}, false, fmt.Errorf("revoking token %s: %w", t.ID, err)
-	}
-	if n == 0 {
-		// Somebody else was faster: that revocation counts.
-		t, err = Get(tx, by.Project, id)
 		return t, false, err
 	}
-	return t, true, nil
+	n, err := r.RowsAffected()
+	if err == nil && n == 0 {
+		// Somebody else was faster: that revocation counts.
+		t, err = Get(tx, t.Project, t.ID)
+	}
+	return t, n == 1, err
 }
 
 func unauthenticated(why string) *problem.Error {
@@ -271,10 +326,15 @@ func Authenticate(ctx context.Context, d *db.DB, bearer string) (Identity, error
 			return Identity{}, fmt.Errorf("noting the use of token %s: %w", t.ID, err)
 		}
 	}
-	return Identity{Actor: "token:" + t.ID, Project: t.Project, Scopes: t.Scopes}, nil
+	return Identity{Actor: tokenActor + t.ID, Project: t.Project, Scopes: t.Scopes, Expires: t.Expires}, nil
 }
 
+// tokenActor comes before a token's id where it is an actor.
+const tokenActor = "token:"
+
 func day(us int64) string { return time.UnixMicro(us).UTC().Format(time.DateOnly) }
+
+func moment(us int64) string { return time.UnixMicro(us).UTC().Format(time.RFC3339) }
 
 // parse takes a bearer apart. It accepts exactly what Create writes.
 func parse(bearer string) (id string, secret []byte, ok bool) {
@@ -300,6 +360,7 @@ type Identity struct {
 	Actor   string // "token:ID", "local:USER", "system"
 	Project string
 	Scopes  []Scope
+	Expires int64 // µs, when the caller's token ends; 0: never, it has none
 }
 
 // Local is the person who works on a workspace directly.

@@ -126,13 +126,13 @@ func TestTokens(t *testing.T) {
 
 		// Revoked: at once, for good, once.
 		for i, want := range []bool{true, false} {
-			var changed bool
+			var ended []auth.Token
 			err := d.Update(t.Context(), func(tx *db.Tx) (err error) {
-				tok, changed, err = auth.Revoke(tx, auth.Local("bob"), tok.ID)
+				tok, ended, err = auth.Revoke(tx, auth.Local("bob"), tok.ID)
 				return err
 			})
-			if err != nil || changed != want || tok.RevokedBy != "local:bob" || tok.Revoked == 0 {
-				t.Errorf("revoking, time %d: %v %v %+v", i+1, changed, err, tok)
+			if err != nil || (len(ended) == 1) != want || tok.RevokedBy != "local:bob" || tok.Revoked == 0 {
+				t.Errorf("revoking, time %d: %v %v %+v", i+1, ended, err, tok)
 			}
 		}
 		if _, err := auth.Authenticate(t.Context(), d, secret); !problem.Has(err, problem.Unauthorized) || !strings.Contains(problem.Of(err).Why, "revoked") {
@@ -170,7 +170,7 @@ func flip(s string) string {
 func TestSpec(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, d *db.DB) {
-		weak := auth.Identity{Actor: "token:1", Project: "p", Scopes: []auth.Scope{auth.TokenWrite, auth.LogRead}}
+		weak := auth.Identity{Actor: "local:eve", Project: "p", Scopes: []auth.Scope{auth.TokenWrite, auth.LogRead}}
 		for name, c := range map[string]struct {
 			change func(*auth.Spec)
 			code   problem.Code
@@ -194,8 +194,126 @@ func TestSpec(t *testing.T) {
 		}
 		s := ci()
 		s.By, s.Scopes = weak, weak.Scopes
-		if _, tok := mustCreate(t, d, s); tok.Project != "p" || tok.CreatedBy != "token:1" {
+		if _, tok := mustCreate(t, d, s); tok.Project != "p" || tok.CreatedBy != "local:eve" {
 			t.Errorf("%+v", tok)
+		}
+	})
+}
+
+// A token makes tokens that are no more than it is and do not outlive it, and
+// that end when it is revoked.
+func TestOffspring(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, d *db.DB) {
+		as := func(secret string) auth.Identity {
+			t.Helper()
+			who, err := auth.Authenticate(t.Context(), d, secret)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return who
+		}
+		make := func(by auth.Identity, ttl time.Duration) (string, auth.Token) {
+			t.Helper()
+			return mustCreate(t, d, auth.Spec{By: by, Name: "x", Scopes: []auth.Scope{auth.TokenWrite, auth.LogRead}, TTL: ttl})
+		}
+		secret, root := make(auth.Local("ada"), time.Hour)
+		who := as(secret)
+		if who.Expires != root.Expires || auth.Local("ada").Expires != 0 {
+			t.Errorf("the identity ends at %d, its token at %d", who.Expires, root.Expires)
+		}
+		for name, ttl := range map[string]time.Duration{"longer": 2 * time.Hour, "by a moment": time.Hour} {
+			_, _, err := create(t, d, auth.Spec{By: who, Name: "x", Scopes: who.Scopes, TTL: ttl})
+			if !problem.Has(err, problem.Forbidden) || !strings.Contains(problem.Of(err).Next, "--ttl 59m0s") {
+				t.Errorf("%s: %v, hint %q", name, err, problem.Of(err).Next)
+			}
+		}
+		childSecret, child := make(who, 50*time.Minute)
+		grandSecret, grand := make(as(childSecret), 40*time.Minute)
+		_, second := make(who, 30*time.Minute)
+		otherSecret, _ := make(auth.Local("ada"), time.Hour)
+		parent := as(grandSecret) // authenticated before the revocation
+
+		revoke := func(id string) (tok auth.Token, ended []auth.Token) {
+			t.Helper()
+			if err := d.Update(t.Context(), func(tx *db.Tx) (err error) {
+				tok, ended, err = auth.Revoke(tx, auth.Local("bob"), id)
+				return err
+			}); err != nil {
+				t.Fatal(err)
+			}
+			return tok, ended
+		}
+		tok, ended := revoke(root.ID)
+		var ids []string
+		for _, e := range ended {
+			ids = append(ids, e.ID)
+			if !bytes.Equal(auth.Record(e), auth.Record(read(t, d, e.ID))) || e.Revoked != tok.Revoked || e.RevokedBy != "local:bob" {
+				t.Errorf("%+v was ended, the row is %+v", e, read(t, d, e.ID))
+			}
+		}
+		if want := []string{root.ID, child.ID, second.ID, grand.ID}; tok.ID != root.ID || !slices.Equal(ids, want) {
+			t.Errorf("revoking %s ended %v, want %v", root.ID, ids, want)
+		}
+		for _, s := range []string{secret, childSecret, grandSecret} {
+			if _, err := auth.Authenticate(t.Context(), d, s); !problem.Has(err, problem.Unauthorized) {
+				t.Errorf("a token of a revoked one lives: %v", err)
+			}
+		}
+		as(otherSecret)
+		if _, _, err := create(t, d, auth.Spec{By: parent, Name: "x", Scopes: parent.Scopes, TTL: time.Minute}); !problem.Has(err, problem.Forbidden) {
+			t.Errorf("a token that was revoked meanwhile made another: %v", err)
+		}
+		if _, ended := revoke(root.ID); len(ended) != 0 {
+			t.Errorf("revoking twice ended %v", ended)
+		}
+
+		// Rows that were written before offspring ended with its maker end now,
+		// and rows that go in a circle do end.
+		edit(t, d, `UPDATE auth_token SET revoked = 0, created_by = $1 WHERE id = $2`, "token:"+grand.ID, child.ID)
+		if _, ended := revoke(grand.ID); len(ended) != 1 || ended[0].ID != child.ID {
+			t.Errorf("ended %v", ended)
+		}
+	})
+}
+
+// Nobody who is being revoked leaves a token behind.
+func TestOffspringRace(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, d *db.DB) {
+		for range 10 {
+			secret, tok := mustCreate(t, d, auth.Spec{By: auth.Local("ada"), Name: "x", Scopes: []auth.Scope{auth.TokenWrite}, TTL: time.Hour})
+			who, err := auth.Authenticate(t.Context(), d, secret)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var wg sync.WaitGroup
+			for range 3 {
+				wg.Go(func() {
+					err := d.Update(context.Background(), func(tx *db.Tx) error {
+						_, _, err := auth.Create(tx, auth.Spec{By: who, Name: "y", Scopes: who.Scopes, TTL: time.Minute})
+						return err
+					})
+					if err != nil && !problem.Has(err, problem.Forbidden) {
+						t.Error(err)
+					}
+				})
+			}
+			wg.Go(func() {
+				if err := d.Update(context.Background(), func(tx *db.Tx) error { _, _, err := auth.Revoke(tx, auth.Local("bob"), tok.ID); return err }); err != nil {
+					t.Error(err)
+				}
+			})
+			wg.Wait()
+			var all []auth.Token
+			if err := d.View(t.Context(), func(tx *db.Tx) (err error) { all, err = auth.List(tx, auth.DefaultProject); return err }); err != nil {
+				t.Fatal(err)
+			}
+			for _, x := range all {
+				if x.Revoked == 0 {
+					t.Fatalf("token %s lives, made by %s", x.ID, x.CreatedBy)
+				}
+			}
 		}
 	})
 }

@@ -39,7 +39,7 @@ var scopes = []struct {
 	{PolicyRead, "see policies and try requests against them"},
 	{PolicyWrite, "put a policy in force"},
 	{LogRead, "read the entries of the log"},
-	{TokenWrite, "list, create and revoke tokens of the project, with no more scopes than its own"},
+	{TokenWrite, "list, create and revoke tokens of the project, with no more scopes and no longer life than its own"},
 	{AuditRead, "read the journal and check the whole log"},
 	{StatusRead, "see the health of the workspace"},
 }

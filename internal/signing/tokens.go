@@ -2,13 +2,13 @@ package signing
 
 import (
 	"context"
-	"errors"
 	"time"
 
 	"github.com/firmseal/firmseal"
 	"github.com/firmseal/firmseal/internal/auth"
 	"github.com/firmseal/firmseal/internal/db"
 	"github.com/firmseal/firmseal/internal/journal"
+	"github.com/firmseal/firmseal/internal/tlog"
 )
 
 // CreateToken makes an API token and its leaf. The secret is in the answer and
@@ -33,28 +33,37 @@ func (s *Service) CreateToken(ctx context.Context, who auth.Identity, name strin
 	return secret, t, err
 }
 
-// RevokeToken ends a token. Revoking a revoked one changes nothing.
+// RevokeToken ends a token and those that were made with it, with a leaf for
+// each. Revoking a revoked one changes nothing.
 func (s *Service) RevokeToken(ctx context.Context, who auth.Identity, id string) (auth.Token, error) {
 	var t auth.Token
-	err := s.logged(ctx, func(tx *db.Tx) (firmseal.Leaf, error) {
-		var changed bool
+	var leaves []tlog.Pending
+	err := s.db.Update(ctx, func(tx *db.Tx) error {
+		var ended []auth.Token
 		var err error
-		if t, changed, err = auth.Revoke(tx, who, id); err != nil {
-			return firmseal.Leaf{}, err
+		if t, ended, err = auth.Revoke(tx, who, id); err != nil {
+			return err
 		}
-		if !changed {
-			return firmseal.Leaf{}, errUnchanged
+		leaves = nil // of an earlier try of this transaction
+		for _, e := range ended {
+			if _, err := journal.Append(tx, journal.Event{Kind: "token.revoke", Actor: who.Actor, Project: who.Project, Subject: e.ID}); err != nil {
+				return err
+			}
+			p, err := s.log.Append(tx, firmseal.Leaf{Type: firmseal.LeafTokenRevoke, Actor: who.Actor, Subject: e.ID, Record: hexSum(auth.Record(e))})
+			if err != nil {
+				return err
+			}
+			leaves = append(leaves, p)
 		}
-		if _, err := journal.Append(tx, journal.Event{Kind: "token.revoke", Actor: who.Actor, Project: who.Project, Subject: t.ID}); err != nil {
-			return firmseal.Leaf{}, err
-		}
-		return firmseal.Leaf{Type: firmseal.LeafTokenRevoke, Actor: who.Actor, Subject: t.ID, Record: hexSum(auth.Record(t))}, nil
+		return nil
 	})
-	if errors.Is(err, errUnchanged) {
-		return t, nil
+	if err != nil {
+		return auth.Token{}, err
 	}
-	return t, err
+	for _, p := range leaves {
+		if _, err := s.log.Wait(ctx, p); err != nil {
+			return t, err
+		}
+	}
+	return t, nil
 }
-
-// errUnchanged rolls back a transaction that has nothing to write.
-var errUnchanged = errors.New("nothing changed")
