@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -54,6 +55,11 @@ const (
 // call sends in as JSON (nil: no body) and decodes the answer into out (nil:
 // drop it).
 func (c *Client) call(ctx context.Context, method, path string, q url.Values, header http.Header, in, out any) error {
+	return c.callHeader(ctx, method, path, q, header, in, out, nil)
+}
+
+// callHeader is call that also gives the answer's header, unless answered is nil.
+func (c *Client) callHeader(ctx context.Context, method, path string, q url.Values, header http.Header, in, out any, answered *http.Header) error {
 	var body io.Reader
 	contentType := ""
 	switch v := in.(type) {
@@ -72,6 +78,9 @@ func (c *Client) call(ctx context.Context, method, path string, q url.Values, he
 		return err
 	}
 	defer res.Body.Close()
+	if answered != nil {
+		*answered = res.Header
+	}
 	if out == nil {
 		_, err := io.Copy(io.Discard, io.LimitReader(res.Body, maxAnswer))
 		return err
@@ -83,6 +92,10 @@ func (c *Client) call(ctx context.Context, method, path string, q url.Values, he
 		return err
 	}
 	if err := json.NewDecoder(io.LimitReader(res.Body, maxAnswer)).Decode(out); err != nil {
+		var cut net.Error
+		if errors.Is(err, io.ErrUnexpectedEOF) || errors.As(err, &cut) {
+			return c.silent(ctx, err)
+		}
 		return fmt.Errorf("decoding the server's answer to %s %s: %w", method, path, err)
 	}
 	return nil
@@ -117,13 +130,7 @@ func (c *Client) do(ctx context.Context, method, path string, q url.Values, head
 	}
 	res, err := h.Do(req)
 	if err != nil {
-		if ctx.Err() != nil {
-			return nil, ctx.Err()
-		}
-		return nil, &Error{Problem{
-			Code: "UNAVAILABLE", Status: http.StatusServiceUnavailable, Title: "temporarily unavailable",
-			Detail: "the server at " + c.BaseURL + " does not answer", Why: plain(err), Next: "firmseal status", Retryable: true,
-		}}
+		return nil, c.silent(ctx, err)
 	}
 	if res.StatusCode < 400 {
 		return res, nil
@@ -141,6 +148,18 @@ func (c *Client) do(ctx context.Context, method, path string, q url.Values, head
 		}
 	}
 	return nil, e
+}
+
+// silent is what a caller gets when no answer came, or a part of one.
+func (c *Client) silent(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return &Error{Problem{
+		Code: "UNAVAILABLE", Status: http.StatusServiceUnavailable, Title: "temporarily unavailable",
+		Detail: "the server at " + c.BaseURL + " does not answer", Why: plain(err),
+		Next: "check that firmseal serve runs there and that the address is right, and try again", Retryable: true,
+	}}
 }
 
 // plain takes the address and method, which the message has already, off a
@@ -195,12 +214,24 @@ func (c *Client) Upload(ctx context.Context, r io.ReaderAt, sha256 string, size 
 // request in state denied, not an error. An empty idempotency key is replaced
 // by a random one, so that a repeated call by the transport is harmless.
 func (c *Client) Sign(ctx context.Context, n NewRequest, idempotencyKey string, wait time.Duration) (Request, error) {
+	r, _, err := c.SignAgain(ctx, n, idempotencyKey, wait)
+	return r, err
+}
+
+// SignAgain is Sign for a caller that may have sent the same before: earlier
+// says that the request is older than this call. The server tells by its own
+// clock: ids begin with their time, and each call has one, X-Request-ID.
+func (c *Client) SignAgain(ctx context.Context, n NewRequest, idempotencyKey string, wait time.Duration) (r Request, earlier bool, err error) {
 	if idempotencyKey == "" {
 		idempotencyKey = rand.Text()
 	}
-	var r Request
-	err := c.call(ctx, http.MethodPost, "/api/v1/requests", waitQuery(wait), http.Header{"Idempotency-Key": {idempotencyKey}}, n, &r)
-	return r, err
+	var answered http.Header
+	header := http.Header{"Idempotency-Key": {idempotencyKey}}
+	err = c.callHeader(ctx, http.MethodPost, "/api/v1/requests", waitQuery(wait), header, n, &r, &answered)
+	if err != nil {
+		return r, false, err
+	}
+	return r, r.ID < answered.Get("X-Request-ID"), nil
 }
 
 func waitQuery(wait time.Duration) url.Values {

@@ -13,7 +13,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"os/signal"
@@ -75,6 +74,9 @@ type cli struct {
 func Main(args []string, stdin io.Reader, stdout, stderr io.Writer, h hooks) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	// The first signal asks for an orderly end; a second one ends the process as
+	// if nobody had caught it.
+	context.AfterFunc(ctx, stop)
 	var c cli
 	out := &writer{w: stdout}
 	a := &app{ctx: ctx, g: &c.globals, stdin: stdin, stdout: out, stderr: stderr, hooks: h}
@@ -104,8 +106,14 @@ func Main(args []string, stdin io.Reader, stdout, stderr io.Writer, h hooks) int
 		}
 	}
 	err = kc.Run(a)
-	if err != nil && ctx.Err() != nil && errors.Is(err, context.Canceled) {
-		fmt.Fprintln(stderr, "interrupted")
+	var cut *interrupted
+	switch {
+	case err == nil || ctx.Err() == nil:
+	case errors.As(err, &cut):
+		a.note("interrupted\nnext  %s", cut.next)
+		return problem.ExitInterrupt
+	case errors.Is(err, context.Canceled):
+		a.note("interrupted")
 		return problem.ExitInterrupt
 	}
 	if err == nil && out.err != nil {
