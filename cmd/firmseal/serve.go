@@ -27,6 +27,10 @@ const (
 	readHeader = 10 * time.Second // a slow header is a broken or hostile client
 	idle       = 2 * time.Minute
 	drain      = 30 * time.Second // what a running request is given at shutdown
+	// answer is when those that wait for a signature (?wait=) are told at shutdown
+	// how it stands. A signature under way takes less; who waits for one that does
+	// not come would else be cut off without an answer when drain is over.
+	answer = 5 * time.Second
 )
 
 func (c *serveCmd) Run(a *app) error {
@@ -74,14 +78,25 @@ func (c *serveCmd) Run(a *app) error {
 		fmt.Fprintf(w, "serving workspace %s on %s\n", srv.Config.Workspace, address)
 		fmt.Fprintf(w, "api %s/openapi.json   metrics %s/metrics   log %s/log/checkpoint\n", address, address, address)
 	})
+	return serve(a.ctx, srv, hs, ln, answer)
+}
+
+// serve answers on ln until ctx ends or a part of the server fails, and closes
+// both. Whoever waits then gets an answer: the result, or after so long how the
+// request stands.
+func serve(ctx context.Context, srv *server.Server, hs *http.Server, ln net.Listener, after time.Duration) error {
+	waiting, tell := context.WithCancel(context.Background())
+	defer tell()
+	hs.Handler = tellWaiters(waiting, hs.Handler)
 	ended := make(chan error, 2)
 	go func() { ended <- hs.Serve(ln) }()
 	go func() { ended <- srv.Wait() }()
+	var err error
 	select {
-	case <-a.ctx.Done():
-		err = nil
+	case <-ctx.Done():
 	case err = <-ended:
 	}
+	defer time.AfterFunc(after, tell).Stop()
 	stop, cancel := context.WithTimeout(context.Background(), drain)
 	defer cancel()
 	err = errors.Join(err, hs.Shutdown(stop), srv.Close())
@@ -89,4 +104,19 @@ func (c *serveCmd) Run(a *app) error {
 		return nil
 	}
 	return err
+}
+
+// tellWaiters ends the context of requests that wait when waiting ends. They
+// have been recorded by then, and a wait whose context ends is answered with
+// the request as it stands.
+func tellWaiters(waiting context.Context, h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Query().Has("wait") {
+			ctx, cancel := context.WithCancel(r.Context())
+			defer cancel()
+			defer context.AfterFunc(waiting, cancel)()
+			r = r.WithContext(ctx)
+		}
+		h.ServeHTTP(w, r)
+	})
 }
