@@ -139,7 +139,7 @@ func newCrash(t *testing.T) *crash {
 	}
 	c.must(args(ws, "policy", "apply", policy)...)
 	var tok client.CreatedToken
-	c.read(&tok, args(ws, "token", "create", "crash", "--scope", "request:write", "--scope", "request:read", "--scope", "release:read",
+	c.read(&tok, args(ws, "token", "create", "crash", "--scope", "request:write", "--scope", "request:decide", "--scope", "request:read", "--scope", "release:read",
 		"--scope", "audit:read", "--scope", "upload:write")...)
 	c.token = tok.Secret
 	var k client.Key

@@ -13,13 +13,13 @@ import (
 type tokenCmd struct {
 	Create tokenCreateCmd `cmd:"" help:"Create a token; its secret is shown once."`
 	List   tokenListCmd   `cmd:"" help:"List tokens."`
-	Revoke tokenRevokeCmd `cmd:"" help:"Revoke a token."`
+	Revoke tokenRevokeCmd `cmd:"" help:"Revoke a token and those that were made with it."`
 }
 
 type tokenCreateCmd struct {
 	Name   string        `arg:"" help:"What it is for."`
 	Scopes []string      `name:"scope" help:"What it may do; repeat. See firmseal help scopes." required:"" placeholder:"SCOPE"`
-	TTL    time.Duration `name:"ttl" help:"How long it is valid." default:"720h"`
+	TTL    time.Duration `name:"ttl" help:"How long it is valid; not longer than the token that makes it." default:"720h"`
 }
 
 func (c *tokenCreateCmd) Run(a *app) error {

@@ -61,7 +61,7 @@ func (s *server) requests() {
 	type byID struct {
 		ID string `path:"id" doc:"request id"`
 	}
-	register(s, op("requests-resume", http.MethodPost, "/api/v1/requests/{id}/resume", string(auth.RequestWrite), "Let an unknown request use its key once more", 200),
+	register(s, op("requests-resume", http.MethodPost, "/api/v1/requests/{id}/resume", string(auth.RequestDecide), "Let an unknown request use its key once more", 200),
 		func(ctx context.Context, in *byID) (*body[client.Request], error) {
 			v, err := s.Signing.Resume(ctx, me(ctx), in.ID)
 			if err != nil {
@@ -69,7 +69,7 @@ func (s *server) requests() {
 			}
 			return ok(request(ctx, v)), nil
 		})
-	register(s, op("requests-cancel", http.MethodPost, "/api/v1/requests/{id}/cancel", string(auth.RequestWrite), "End an unknown request", 200),
+	register(s, op("requests-cancel", http.MethodPost, "/api/v1/requests/{id}/cancel", string(auth.RequestDecide), "End an unknown request", 200),
 		func(ctx context.Context, in *byID) (*body[client.Request], error) {
 			v, err := s.Signing.Cancel(ctx, me(ctx), in.ID)
 			if err != nil {

@@ -31,7 +31,7 @@ func (s *server) tokens() {
 			}
 			return ok(client.CreatedToken{Token: tokenOut(t), Secret: secret}), nil
 		})
-	register(s, op("tokens-revoke", http.MethodPost, "/api/v1/tokens/{id}/revoke", string(auth.TokenWrite), "Revoke an API token", 200),
+	register(s, op("tokens-revoke", http.MethodPost, "/api/v1/tokens/{id}/revoke", string(auth.TokenWrite), "Revoke an API token and those that were made with it", 200),
 		func(ctx context.Context, in *struct {
 			ID string `path:"id" doc:"token id"`
 		},

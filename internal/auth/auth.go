@@ -150,9 +150,12 @@ func Create(tx *db.Tx, s Spec) (string, Token, error) {
 		Expires: now + s.TTL.Microseconds(), Digest: sum[:],
 	}
 	if e := s.By.Expires; e != 0 && t.Expires > e {
+		hint := "make it with a token that lives longer"
+		if left := (time.Duration(e-now) * time.Microsecond).Truncate(time.Minute); left >= MinLifetime {
+			hint = fmt.Sprintf("ask for less: --ttl %s", left)
+		}
 		return "", Token{}, problem.New(problem.Forbidden, "%s cannot give a token that outlives it", s.By.Actor).
-			Seen("it ends on %s, the new one would end on %s", moment(e), moment(t.Expires)).
-			WithHint("ask for less: --ttl %s", max(0, time.Duration(e-now)*time.Microsecond).Truncate(time.Minute))
+			Seen("it ends on %s, the new one would end on %s", moment(e), moment(t.Expires)).WithHint("%s", hint)
 	}
 	if id, ok := strings.CutPrefix(s.By.Actor, tokenActor); ok {
 		// The row is written so that this waits for a revocation that is under

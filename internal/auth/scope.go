@@ -14,16 +14,19 @@ type Scope string
 const (
 	UploadWrite  Scope = "upload:write"
 	RequestWrite Scope = "request:write"
-	RequestRead  Scope = "request:read"
-	ReleaseRead  Scope = "release:read"
-	KeyRead      Scope = "key:read"
-	KeyWrite     Scope = "key:write"
-	PolicyRead   Scope = "policy:read"
-	PolicyWrite  Scope = "policy:write"
-	LogRead      Scope = "log:read"
-	TokenWrite   Scope = "token:write"
-	AuditRead    Scope = "audit:read"
-	StatusRead   Scope = "status:read"
+	// RequestDecide is for people: a build server that may let its own unknown
+	// requests go on would use a key as often as it likes to try.
+	RequestDecide Scope = "request:decide"
+	RequestRead   Scope = "request:read"
+	ReleaseRead   Scope = "release:read"
+	KeyRead       Scope = "key:read"
+	KeyWrite      Scope = "key:write"
+	PolicyRead    Scope = "policy:read"
+	PolicyWrite   Scope = "policy:write"
+	LogRead       Scope = "log:read"
+	TokenWrite    Scope = "token:write"
+	AuditRead     Scope = "audit:read"
+	StatusRead    Scope = "status:read"
 )
 
 var scopes = []struct {
@@ -31,12 +34,13 @@ var scopes = []struct {
 	allows string
 }{
 	{UploadWrite, "upload images"},
-	{RequestWrite, "ask for signatures, and resume or cancel a request"},
+	{RequestWrite, "ask for signatures"},
+	{RequestDecide, "decide as a person about a request with an unknown outcome: resume or cancel it"},
 	{RequestRead, "see signing requests and what was decided about them"},
 	{ReleaseRead, "see and download releases, seals and proofs"},
 	{KeyRead, "see keys and export what devices must hold; never a private key"},
 	{KeyWrite, "create and retire keys"},
-	{PolicyRead, "see policies and try requests against them"},
+	{PolicyRead, "see policies"},
 	{PolicyWrite, "put a policy in force"},
 	{LogRead, "read the entries of the log"},
 	{TokenWrite, "list, create and revoke tokens of the project, with no more scopes and no longer life than its own"},
