@@ -15,9 +15,11 @@ import (
 	"github.com/firmseal/firmseal/internal/problem"
 )
 
-// maxLeaf bounds a leaf's bytes. It is far below the 65,535 that an entry
-// bundle can hold, since a device takes the leaf with its proof.
-const maxLeaf = 4 << 10
+// maxLeaf bounds a leaf's bytes, below the 65,535 that an entry bundle can hold.
+// Most have some hundred bytes. The largest are attempts: one announces every
+// signature that a key makes in a round, and a FIT has one for each of its up to
+// 256 configurations.
+const maxLeaf = 48 << 10
 
 // canonical is the RFC 8785 encoding of a leaf: members sorted by name, no
 // white space, the shortest escapes.

@@ -264,7 +264,7 @@ func (l *Log) published() (*published, error) {
 // Append writes a leaf in tx. V and Time are set when they are zero. The leaf
 // is committed with tx and not before; call Wait after tx.
 //
-// It must be the tx of an Update of the log's own database. A leaf above 4 KiB
+// It must be the tx of an Update of the log's own database. A leaf above 48 KiB
 // or with text that is not UTF-8 is LOG.LEAF_REFUSED; a log that refuses gives
 // its refusal.
 func (l *Log) Append(tx *db.Tx, leaf firmseal.Leaf) (Pending, error) {

@@ -197,7 +197,7 @@ func TestCanonicalRefuses(t *testing.T) {
 		"no type":       {V: 1},
 		"not UTF-8":     {V: 1, Type: "x", Actor: "a\xff"},
 		"large number":  {V: 1, Type: "x", Time: 1 << 53},
-		"above 4 KiB":   {V: 1, Type: "x", Subject: strings.Repeat("s", maxLeaf)},
+		"above 48 KiB":  {V: 1, Type: "x", Subject: strings.Repeat("s", maxLeaf)},
 		"input invalid": {V: 1, Type: "x", Inputs: []firmseal.LeafInput{{Slot: "\xc0"}}},
 	} {
 		if b, err := canonical(&l); err == nil {
