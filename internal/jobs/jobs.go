@@ -36,6 +36,7 @@ package jobs
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -457,16 +458,25 @@ type runningJob struct {
 
 type runningKey struct{}
 
+// ErrLost says that the job is no longer leased by this process.
+var ErrLost = errors.New("the job is another process's now")
+
 // Finish ends the job whose handler was given ctx, in the transaction that makes
 // it unnecessary: no second transaction is needed for its row, and no crash
 // leaves a job for work that is done. The handler then has nothing left to do
-// but return nil. Outside of a handler it does nothing.
+// but return nil. Where the lease is lost it is ErrLost, and the transaction must
+// not be committed: another process does the job. Outside of a handler it does
+// nothing.
 func Finish(ctx context.Context, tx *db.Tx) error {
 	r, ok := ctx.Value(runningKey{}).(*runningJob)
 	if !ok {
 		return nil
 	}
-	if err := r.q.write(tx, r.j, outcome{state: "done"}); err != nil {
+	ours, err := r.q.write(tx, r.j, outcome{state: "done"})
+	if err == nil && !ours {
+		err = ErrLost
+	}
+	if err != nil {
 		return fmt.Errorf("finishing %s %s: %w", r.j.Kind, r.j.Key, err)
 	}
 	tx.AfterCommit(func() { r.finished.Store(true) })
@@ -537,7 +547,10 @@ func backoff(attempt int, random float64) time.Duration {
 func (q *Queue) settle(leased, stopping context.Context, j Job, o outcome) {
 	ctx := context.WithoutCancel(stopping)
 	for {
-		err := q.db.Update(ctx, func(tx *db.Tx) error { return q.write(tx, j, o) })
+		err := q.db.Update(ctx, func(tx *db.Tx) error {
+			_, err := q.write(tx, j, o) // whoever has it now settles it
+			return err
+		})
 		if err == nil {
 			return
 		}
@@ -550,21 +563,21 @@ func (q *Queue) settle(leased, stopping context.Context, j Job, o outcome) {
 	}
 }
 
-// write touches the row only while it is ours.
-func (q *Queue) write(tx *db.Tx, j Job, o outcome) error {
+// write touches the row only while it is ours, and says whether it was.
+func (q *Queue) write(tx *db.Tx, j Job, o outcome) (ours bool, err error) {
 	now := db.Now()
 	if o.state == "done" {
 		res, err := tx.Exec(`DELETE FROM job WHERE id = $1 AND lease = $2 AND again = 0`, j.ID, q.worker)
 		if err != nil {
-			return err
+			return false, err
 		}
 		if n, err := res.RowsAffected(); err != nil || n > 0 {
-			return err
+			return n > 0, err
 		}
 		// Enqueued again while it ran, or not ours any more.
 		tx.Signal(topic(j.Kind))
-		_, err = tx.Exec(`UPDATE job SET state = 'ready', lease = '', again = 0, attempt = 0, error = '', run_at = $1, updated = $1 WHERE id = $2 AND lease = $3`, now, j.ID, q.worker)
-		return err
+		res, err = tx.Exec(`UPDATE job SET state = 'ready', lease = '', again = 0, attempt = 0, error = '', run_at = $1, updated = $1 WHERE id = $2 AND lease = $3`, now, j.ID, q.worker)
+		return changed(res, err)
 	}
 	uncount := 0
 	if !o.count {
@@ -573,12 +586,21 @@ func (q *Queue) write(tx *db.Tx, j Job, o outcome) error {
 	tx.Signal(topic(j.Kind))
 	// Enqueued again while it ran means: now, and from the start. Dead stays dead
 	// only if nobody asked again.
-	_, err := tx.Exec(`UPDATE job SET lease = '', again = 0, error = $1, updated = $2,
+	res, err := tx.Exec(`UPDATE job SET lease = '', again = 0, error = $1, updated = $2,
 			state = CASE WHEN again = 1 THEN 'ready' ELSE $3 END,
 			run_at = CASE WHEN again = 1 THEN CAST($2 AS BIGINT) ELSE CAST($4 AS BIGINT) END,
 			attempt = CASE WHEN again = 1 THEN 0 ELSE attempt - $5 END
 		WHERE id = $6 AND lease = $7`, o.text, now, o.state, now+o.pause.Microseconds(), uncount, j.ID, q.worker)
-	return err
+	return changed(res, err)
+}
+
+// changed says whether a statement met its row.
+func changed(res sql.Result, err error) (bool, error) {
+	if err != nil {
+		return false, err
+	}
+	n, err := res.RowsAffected()
+	return n > 0, err
 }
 
 // renew keeps our leases, and ends the handlers of those that are lost.

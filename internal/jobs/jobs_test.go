@@ -572,3 +572,38 @@ func TestFinishInTheHandlersTransaction(t *testing.T) {
 		}
 	})
 }
+
+// A process that was cut off for longer than its lease commits nothing of what
+// it did in the job's name, and leaves the job to the other one.
+func TestFinishNeedsTheLease(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, d *db.DB) {
+		q := queue(d)
+		got := make(chan error, 1)
+		q.Handle("k", HandlerOptions{}, func(ctx context.Context, j Job) error {
+			if err := d.Update(ctx, func(tx *db.Tx) error {
+				_, err := tx.Exec(`UPDATE job SET lease = 'another' WHERE id = $1`, j.ID)
+				return err
+			}); err != nil {
+				return err
+			}
+			err := d.Update(ctx, func(tx *db.Tx) error {
+				if _, err := tx.Exec(`UPDATE job SET error = 'done' WHERE id = $1`, j.ID); err != nil {
+					return err
+				}
+				return Finish(ctx, tx)
+			})
+			got <- err
+			return err
+		})
+		stop := run(t, q)
+		enqueue(t, d, q, Job{Kind: "k", Key: "x"})
+		if err := <-got; !errors.Is(err, ErrLost) {
+			t.Errorf("finishing a lost job: %v", err)
+		}
+		stop()
+		if all := rows(t, d, "leased"); len(all) != 1 || all[0].Error != "" {
+			t.Errorf("the other one's job is %+v", all)
+		}
+	})
+}
