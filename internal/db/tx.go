@@ -73,6 +73,16 @@ func (t *Tx) ForUpdate() string {
 	return ""
 }
 
+// ForShare is the clause that keeps the rows of a SELECT as they are until the
+// end of the transaction, and lets others read them in the same way. On SQLite,
+// whose writer is alone, it is empty.
+func (t *Tx) ForShare() string {
+	if t.engine == Postgres {
+		return " FOR SHARE"
+	}
+	return ""
+}
+
 // ForUpdateSkipLocked is ForUpdate that passes over rows which another
 // transaction has locked.
 func (t *Tx) ForUpdateSkipLocked() string {

@@ -39,9 +39,10 @@ type Attempt struct {
 	Closed  int64                `json:"closed,omitempty"`
 	Code    problem.Code         `json:"code,omitempty"`
 	leaf    string
+	resume  string // the leaf by which a person let the request go on after it
 }
 
-const attemptColumns = `n, purpose, round, key_id, inputs, leaf, state, resumed, opened, closed, code`
+const attemptColumns = `n, purpose, round, key_id, inputs, leaf, state, resumed, opened, closed, code, resume`
 
 func attempts(tx *db.Tx, request string) ([]Attempt, error) {
 	rows, err := tx.Query(`SELECT `+attemptColumns+` FROM signing_attempt WHERE request = $1 ORDER BY n`, request)
@@ -54,7 +55,7 @@ func attempts(tx *db.Tx, request string) ([]Attempt, error) {
 		var a Attempt
 		var inputs string
 		var resumed int
-		if err := rows.Scan(&a.N, &a.Purpose, &a.Round, &a.KeyID, &inputs, &a.leaf, &a.State, &resumed, &a.Opened, &a.Closed, &a.Code); err != nil {
+		if err := rows.Scan(&a.N, &a.Purpose, &a.Round, &a.KeyID, &inputs, &a.leaf, &a.State, &resumed, &a.Opened, &a.Closed, &a.Code, &a.resume); err != nil {
 			return nil, err
 		}
 		a.Resumed = resumed != 0
@@ -75,8 +76,8 @@ func insertAttempt(tx *db.Tx, request string, a Attempt) error {
 	if a.Resumed {
 		resumed = 1
 	}
-	_, err = tx.Exec(`INSERT INTO signing_attempt(request, n, purpose, round, key_id, inputs, leaf, state, resumed, opened, closed, code)
-		VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,0,'')`,
+	_, err = tx.Exec(`INSERT INTO signing_attempt(request, n, purpose, round, key_id, inputs, leaf, state, resumed, opened, closed, code, resume)
+		VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,0,'','')`,
 		request, a.N, string(a.Purpose), a.Round, a.KeyID, string(inputs), a.leaf, attemptOpen, resumed, a.Opened)
 	if err != nil {
 		return fmt.Errorf("opening attempt %d of request %s: %w", a.N, request, err)
@@ -112,8 +113,8 @@ func sameInputs(a, b []firmseal.LeafInput) bool {
 }
 
 // lost makes a request unknown whose last attempt nobody holds: nobody can know
-// whether the key was used, and a person decides.
-func (s *Service) lost(ctx context.Context, v row, p past) error {
+// whether the key was used, and a person decides. why says what happened.
+func (s *Service) lost(ctx context.Context, v row, p past, why string) error {
 	a := p.last()
 	err := s.db.Update(ctx, func(tx *db.Tx) error {
 		if err := s.expect(tx, v, v.state); err != nil {
@@ -123,7 +124,7 @@ func (s *Service) lost(ctx context.Context, v row, p past) error {
 			return err
 		}
 		return s.unknown(tx, v, problem.New(problem.RequestUnknown, "the outcome of attempt %d of request %s is unknown", a.N, v.id).
-			Seen("the server stopped while key %s may have been in use; nothing was released", a.KeyID).
+			Seen("%s while key %s may have been in use; nothing was released", why, a.KeyID).
 			WithHint("firmseal request resume %s", v.id))
 	})
 	if err != nil {
@@ -294,6 +295,9 @@ func (s *Service) openAttempt(ctx context.Context, p *progress, purpose keys.Pur
 		if err := ticketSpent(tx, p.v); err != nil {
 			return firmseal.Leaf{}, nil, err
 		}
+		if err := activeKey(tx, p.r, purpose, keyID); err != nil {
+			return firmseal.Leaf{}, nil, err
+		}
 		if p.open {
 			if err := closeAttempt(tx, p.v.id, p.past[len(p.past)-1], attemptSigned, ""); err != nil {
 				return firmseal.Leaf{}, nil, err
@@ -326,6 +330,26 @@ func (s *Service) openAttempt(ctx context.Context, p *progress, purpose keys.Pur
 	return a, nil
 }
 
+// activeKey refuses a retired key, and keeps it from being retired before the
+// end of tx: no attempt is opened behind a retirement.
+func activeKey(tx *db.Tx, r Request, purpose keys.Purpose, id string) error {
+	if purpose == keys.Seal {
+		k, err := keyByID(tx, r.Project, id)
+		if err != nil {
+			return err
+		}
+		_, err = shareKey(tx, k.Name)
+		return err
+	}
+	for _, ref := range r.Keys {
+		if ref.ID == id {
+			_, err := shareKey(tx, ref.Name)
+			return err
+		}
+	}
+	return problem.New(problem.KeyBinding, "key %s is not one of request %s", id, r.ID)
+}
+
 // unavailable closes an attempt whose backend did not answer and reports
 // whether another may be made without a person.
 func (s *Service) unavailable(ctx context.Context, p *progress, cause error) (again bool, err error) {
@@ -342,6 +366,9 @@ func (s *Service) unavailable(ctx context.Context, p *progress, cause error) (ag
 	}
 	again = n < MaxAutomaticAttempts
 	err = s.db.Update(ctx, func(tx *db.Tx) error {
+		if err := s.expect(tx, p.v, p.v.state); err != nil {
+			return err
+		}
 		if err := sameAttempts(tx, p.v.id, p.past); err != nil {
 			return err
 		}

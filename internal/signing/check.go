@@ -96,7 +96,7 @@ func (s *Service) request(ctx context.Context, v row) (Request, error) {
 // provenLeaf gives a leaf whose inclusion under the published checkpoint was
 // verified just now. A leaf row that was edited has no such proof.
 func (s *Service) provenLeaf(ctx context.Context, id string) (firmseal.Leaf, error) {
-	if _, err := s.log.Wait(ctx, tlog.Pending{ID: id}); err != nil {
+	if err := s.inLog(ctx, id); err != nil {
 		return firmseal.Leaf{}, err
 	}
 	e, err := s.log.Included(ctx, id)
@@ -105,7 +105,7 @@ func (s *Service) provenLeaf(ctx context.Context, id string) (firmseal.Leaf, err
 
 // proveEntry is provenLeaf for an entry that was read from the log just now.
 func (s *Service) proveEntry(ctx context.Context, e tlog.Entry) error {
-	if _, err := s.log.Wait(ctx, tlog.Pending{ID: e.ID}); err != nil {
+	if err := s.inLog(ctx, e.ID); err != nil {
 		return err
 	}
 	return s.log.Check(ctx, e)
@@ -113,7 +113,7 @@ func (s *Service) proveEntry(ctx context.Context, e tlog.Entry) error {
 
 // proof gives the .tlog-proof of a leaf and the leaf's bytes.
 func (s *Service) proof(ctx context.Context, id string) (proof, leaf []byte, err error) {
-	if _, err := s.log.Wait(ctx, tlog.Pending{ID: id}); err != nil {
+	if err := s.inLog(ctx, id); err != nil {
 		return nil, nil, err
 	}
 	proof, err = s.log.ProofOf(ctx, id)

@@ -40,8 +40,14 @@ func (s *Service) history(ctx context.Context, v row, r Request) (past, error) {
 	}
 	// On PostgreSQL a leaf may be committed and not yet in the order of the log.
 	for _, a := range p.attempts {
-		if _, err := s.log.Wait(ctx, tlog.Pending{ID: a.leaf}); err != nil {
+		if err := s.inLog(ctx, a.leaf); err != nil {
 			return p, unknownLeaf(err, "attempt %d of request %s", a.N, v.id)
+		}
+		if a.resume == "" {
+			continue
+		}
+		if err := s.inLog(ctx, a.resume); err != nil {
+			return p, unknownLeaf(err, "a person's resume of request %s", v.id)
 		}
 	}
 	no := func(format string, a ...any) error {
@@ -96,9 +102,18 @@ func (s *Service) history(ctx context.Context, v row, r Request) (past, error) {
 			if !a.is(e.ID, leaf, p.outcome >= 0) {
 				return p, no("attempt %d is not the one that the log has", a.N)
 			}
+			if s.book.retiredBefore(a.KeyID, e.Index) {
+				return p, no("attempt %d was begun after the log has the retirement of its key", a.N)
+			}
 			p.resumed, session = false, leaf.Session
 		case leaf.Type == firmseal.LeafResume:
-			p.resumed = n > 0
+			if n == 0 || leaf.Record != hexSum(v.document) || leaf.Attempt != n || p.attempts[n-1].resume != e.ID {
+				return p, no("a person's resume is not the one that the log has")
+			}
+			if err := s.entitled(ctx, v, r, leaf, e.Index); err != nil {
+				return p, err
+			}
+			p.resumed = true
 		case leaf.Type == firmseal.LeafOutcome:
 			return p, no("the log says that it has failed: %s", leaf.Code)
 		}
@@ -154,9 +169,10 @@ func (a Attempt) is(id string, leaf firmseal.Leaf, sealing bool) bool {
 		a.Purpose == purpose
 }
 
-// entitled asks the log whether the transaction that redeemed the ticket saw
-// what was true: the newest policy, and keys that were not retired. What was
-// committed before that transaction began has a lower index than its leaf.
+// entitled asks the log whether the transaction that redeemed the ticket, or let
+// the request go on, saw what was true: the newest policy, and keys that were not
+// retired. It held both until its end, so that what came before it has a lower
+// index than its leaf, and what came after it a higher one.
 func (s *Service) entitled(ctx context.Context, v row, r Request, intent firmseal.Leaf, index int64) error {
 	if err := s.follow(ctx); err != nil {
 		return err
@@ -188,6 +204,9 @@ func (s *Service) unchanged(tx *db.Tx, v row, state State, known []Attempt) erro
 	now, err := readRow(tx, v.id)
 	if err != nil {
 		return err
+	}
+	if now.state != state && now.state.Rests() {
+		return errRests
 	}
 	if now.state != state {
 		return altered("request %s", v.id).Seen("it is %q, it was %s", string(now.state), state)
@@ -248,7 +267,7 @@ func sameAttempts(tx *db.Tx, request string, known []Attempt) error {
 	for i, a := range known {
 		b := rows[i]
 		if b.N != a.N || b.Purpose != a.Purpose || b.Round != a.Round || b.KeyID != a.KeyID || b.leaf != a.leaf || b.State != a.State ||
-			b.Resumed != a.Resumed || b.Opened != a.Opened || !sameInputs(b.Inputs, a.Inputs) {
+			b.Resumed != a.Resumed || b.resume != a.resume || b.Opened != a.Opened || !sameInputs(b.Inputs, a.Inputs) {
 			return altered("attempt %d of request %s", a.N, request).Seen("its row is not what was written")
 		}
 	}

@@ -169,8 +169,11 @@ func (s *Service) RegisterKey(ctx context.Context, who auth.Identity, info keys.
 	})
 }
 
-// RetireKey ends a key: it signs nothing from the next transaction on. Requests
-// in flight that have not redeemed their ticket are refused.
+// RetireKey ends a key: no use of it is begun after the transaction. A request in
+// flight that needs another use of it is refused with KEY.RETIRED, and so is a
+// person's resume. Only an attempt that is open at that moment, with its leaf in
+// the log, is finished, and what it signs may be released. So a list of the
+// attempts in the log before the retirement's leaf is all that the key ever did.
 func (s *Service) RetireKey(ctx context.Context, who auth.Identity, name string) (KeyRecord, error) {
 	var rec KeyRecord
 	err := s.logged(ctx, func(tx *db.Tx) (firmseal.Leaf, error) {
@@ -185,8 +188,14 @@ func (s *Service) RetireKey(ctx context.Context, who auth.Identity, name string)
 			return firmseal.Leaf{}, problem.New(problem.KeyBinding, "the log key cannot be retired").Seen("the log would end")
 		}
 		rec.Retired, rec.RetiredBy = db.Now(), who.Actor
-		if _, err := tx.Exec(`UPDATE signing_key SET retired = $2, retired_by = $3 WHERE name = $1`, name, rec.Retired, rec.RetiredBy); err != nil {
+		res, err := tx.Exec(`UPDATE signing_key SET retired = $2, retired_by = $3 WHERE name = $1 AND retired = 0`, name, rec.Retired, rec.RetiredBy)
+		if err != nil {
 			return firmseal.Leaf{}, fmt.Errorf("retiring key %s: %w", name, err)
+		}
+		if n, err := res.RowsAffected(); err != nil {
+			return firmseal.Leaf{}, err
+		} else if n != 1 {
+			return firmseal.Leaf{}, problem.New(problem.KeyRetired, "key %s was retired meanwhile", name).WithHint("firmseal key show %s", name)
 		}
 		if _, err := journal.Append(tx, journal.Event{Kind: "key.retire", Actor: who.Actor, Project: who.Project, Subject: name}); err != nil {
 			return firmseal.Leaf{}, err
@@ -274,6 +283,23 @@ func (s *Service) ownKey(tx *db.Tx, project, name string) (KeyRecord, error) {
 		return KeyRecord{}, problem.New(problem.KeyNotFound, "there is no key %s", name).WithHint("firmseal key list")
 	}
 	return k, err
+}
+
+// shareKey gives a key that is active, and stays so until the end of tx: on
+// PostgreSQL a retirement waits for it. Whoever rests on a key's being active
+// asks here before it appends its leaf, so that the log has both in that order.
+func shareKey(tx *db.Tx, name string) (KeyRecord, error) {
+	k, err := scanKey(tx.QueryRow(`SELECT `+keyColumns+` FROM signing_key WHERE name = $1`+tx.ForShare(), name))
+	if errors.Is(err, sql.ErrNoRows) {
+		return KeyRecord{}, problem.New(problem.KeyNotFound, "there is no key %s", name).WithHint("firmseal key list")
+	}
+	if err != nil {
+		return KeyRecord{}, fmt.Errorf("reading key %s: %w", name, err)
+	}
+	if k.Retired != 0 {
+		return KeyRecord{}, retiredProblem(k)
+	}
+	return k, nil
 }
 
 // sealKey is the newest active seal key of an environment.

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"runtime"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -71,6 +72,34 @@ func (b *bench) at(label string, fn func()) (came func() bool) {
 	}
 	b.hook.Store(&h)
 	return done.Load
+}
+
+// crash ends the goroutine that works on a request when it comes to label for the
+// nth time, as the end of its process does: nothing is written behind it.
+func (b *bench) crash(label string, nth int) (crashed <-chan struct{}) {
+	gone := make(chan struct{})
+	seen := 0
+	h := func(l string) {
+		if l != label {
+			return
+		}
+		if seen++; seen == nth {
+			close(gone)
+			runtime.Goexit()
+		}
+	}
+	b.hook.Store(&h)
+	return gone
+}
+
+// wait waits for a channel, with patience.
+func (b *bench) wait(what string, ch <-chan struct{}) {
+	b.t.Helper()
+	select {
+	case <-ch:
+	case <-time.After(patience):
+		b.t.Fatalf("waited in vain: %s", what)
+	}
 }
 
 // next is a request for another version, of other bytes.

@@ -81,6 +81,11 @@ func (s *Service) commitOutcome(ctx context.Context, p *progress, sk KeyRecord, 
 		if now.ID() != sk.ID() {
 			return firmseal.Leaf{}, nil, errSealerMoved
 		}
+		if _, err := shareKey(tx, now.Name); problem.Has(err, problem.KeyRetired) {
+			return firmseal.Leaf{}, nil, errSealerMoved
+		} else if err != nil {
+			return firmseal.Leaf{}, nil, err
+		}
 		statement, err := s.statement(p.r, hexSum(p.v.document), p.v.policy, out, receipt)
 		if err != nil {
 			return firmseal.Leaf{}, nil, err

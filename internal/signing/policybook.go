@@ -14,7 +14,6 @@ import (
 	"github.com/firmseal/firmseal/internal/journal"
 	"github.com/firmseal/firmseal/internal/policy"
 	"github.com/firmseal/firmseal/internal/problem"
-	"github.com/firmseal/firmseal/internal/tlog"
 )
 
 // PolicyVersion is one applied policy document.
@@ -43,7 +42,8 @@ type compiledPolicy struct {
 	doc    *policy.Document
 }
 
-// ApplyPolicy puts a document in force for a project.
+// ApplyPolicy puts a document in force for a project. Of calls at the same time
+// each succeeds, one after the other.
 func (s *Service) ApplyPolicy(ctx context.Context, who auth.Identity, document []byte) (PolicyVersion, error) {
 	doc, err := policy.Parse(document)
 	if err != nil {
@@ -53,6 +53,14 @@ func (s *Service) ApplyPolicy(ctx context.Context, who auth.Identity, document [
 	sum := sha256.Sum256(document)
 	err = s.logged2(ctx, func(tx *db.Tx) (firmseal.Leaf, func(leaf string) error, error) {
 		v.Applied = db.Now()
+		// The number is of all projects. The project's row waits for those who
+		// decide by the policy now; their leaves are before ours.
+		for _, head := range []string{"", who.Project} {
+			if _, err := tx.Exec(`INSERT INTO signing_policy_head(project, applied) VALUES ($1, 1)
+				ON CONFLICT (project) DO UPDATE SET applied = signing_policy_head.applied + 1`, head); err != nil {
+				return firmseal.Leaf{}, nil, fmt.Errorf("waiting for the policies before: %w", err)
+			}
+		}
 		if err := tx.QueryRow(`SELECT COALESCE(MAX(seq), 0) + 1 FROM signing_policy`).Scan(&v.Seq); err != nil {
 			return firmseal.Leaf{}, nil, fmt.Errorf("numbering the policy: %w", err)
 		}
@@ -61,8 +69,6 @@ func (s *Service) ApplyPolicy(ctx context.Context, who auth.Identity, document [
 		}
 		leaf := firmseal.Leaf{Type: firmseal.LeafPolicyApply, Actor: who.Actor, Subject: who.Project, Record: v.Digest}
 		return leaf, func(id string) error {
-			// A concurrent apply on PostgreSQL takes the same number: the
-			// primary key decides, and the loser is retried by the caller.
 			_, err := tx.Exec(`INSERT INTO signing_policy(seq, project, digest, document, applied, applied_by, leaf) VALUES ($1,$2,$3,$4,$5,$6,$7)`,
 				v.Seq, who.Project, sum[:], document, v.Applied, v.AppliedBy, id)
 			if err != nil {
@@ -72,6 +78,19 @@ func (s *Service) ApplyPolicy(ctx context.Context, who auth.Identity, document [
 		}, nil
 	})
 	return v, err
+}
+
+// sharePolicy keeps a project's policy in force until the end of tx: on
+// PostgreSQL, an ApplyPolicy waits for it.
+func sharePolicy(tx *db.Tx, project string) error {
+	if tx.ForShare() == "" {
+		return nil
+	}
+	err := tx.QueryRow(`SELECT applied FROM signing_policy_head WHERE project = $1`+tx.ForShare(), project).Scan(new(int64))
+	if err != nil && !errors.Is(err, sql.ErrNoRows) { // without a row there never was a policy
+		return fmt.Errorf("keeping the policy in force: %w", err)
+	}
+	return nil
 }
 
 const policyColumns = `seq, digest, document, applied, applied_by, leaf`
@@ -154,7 +173,7 @@ func (s *Service) tryPolicy(ctx context.Context, project string) (*policy.Docume
 		return nil, err
 	}
 	if err == nil {
-		if _, err := s.log.Wait(ctx, tlog.Pending{ID: v.leaf}); err != nil {
+		if err := s.inLog(ctx, v.leaf); err != nil {
 			return nil, unknownLeaf(err, "policy version %d", v.Seq)
 		}
 	}

@@ -36,6 +36,11 @@ func (s State) Rests() bool {
 	return s == Released || s == Denied || s == Failed || s == Unknown
 }
 
+// Final reports whether nothing will ever happen to the request any more.
+func (s State) Final() bool {
+	return s == Released || s == Denied || s == Failed
+}
+
 // waitPoll is how often Wait looks by itself, for changes made by another replica.
 const waitPoll = 500 * time.Millisecond
 

@@ -67,7 +67,7 @@ func (s *Service) seal(ctx context.Context, p *progress) error {
 }
 
 // sealedBy gives the seal key that an outcome leaf names, held against the log.
-// One that was retired after the outcome finishes what it began.
+// One that was retired after its attempt was opened finishes what it began.
 func (s *Service) sealedBy(ctx context.Context, r Request, id string) (KeyRecord, error) {
 	var rec KeyRecord
 	if err := s.db.View(ctx, func(tx *db.Tx) (err error) {
@@ -84,6 +84,7 @@ func (s *Service) sealedBy(ctx context.Context, r Request, id string) (KeyRecord
 
 // useSeal lets the seal key sign, in attempts as any other key.
 func (s *Service) useSeal(ctx context.Context, p *progress, k keys.Key, leaf, proof []byte) ([]byte, error) {
+	ctx = holding(ctx, p.v.id)
 	scheme := alg.For(k.Info().Type)[0]
 	var attempt, attemptProof []byte // of a use that is not the first: the outcome permits that
 	for {
@@ -181,11 +182,28 @@ func (s *Service) release(ctx context.Context, p *progress, env, proof []byte) e
 	}
 	s.step("release.done")
 	s.metrics.SignRequest(telemetry.Released)
-	if v.buildTime > 0 {
-		s.metrics.SignLatency(time.Duration(rel.Created-v.buildTime) * time.Microsecond)
+	if d, ok := sinceBuild(v.buildTime, rel.Created); ok {
+		s.metrics.SignLatency(d)
 	}
 	s.changed(v.id)
 	return errRests
+}
+
+const (
+	// clockSkew is how much later than ours a builder's clock may be.
+	clockSkew = time.Hour
+	// oldestBuild is the age from which a build was not waiting for its signature.
+	oldestBuild = 30 * 24 * time.Hour
+)
+
+// sinceBuild is the time from the end of a build, as its builder says, to its
+// release; both in µs. What a builder says may be anything: ok is false where it
+// is nothing, or not plausible.
+func sinceBuild(finished, released int64) (d time.Duration, ok bool) {
+	if finished <= 0 || finished > released+clockSkew.Microseconds() || finished < released-oldestBuild.Microseconds() {
+		return 0, false
+	}
+	return max(0, time.Duration(released-finished)*time.Microsecond), true
 }
 
 // asSealed holds what the catalogue will say of the files against the sealed

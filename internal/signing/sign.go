@@ -64,9 +64,8 @@ func (s *Service) sign(ctx context.Context, v row, r Request, before past) error
 	var pub []image.PublicMaterial
 	var anchors []image.TrustedKey
 	for _, ref := range r.Keys {
-		// A key that was retired after the ticket was redeemed goes on.
 		rec, err := s.heldKey(ctx, r.Project, ref.Name)
-		if err != nil && !problem.Has(err, problem.KeyRetired) {
+		if err != nil {
 			return err
 		}
 		k, err := s.open(ctx, rec)
@@ -88,6 +87,7 @@ func (s *Service) sign(ctx context.Context, v row, r Request, before past) error
 		}
 		defer closeSrc()
 	}
+	ctx = holding(ctx, v.id)
 	sess, err := s.rounds(ctx, p, f, src, pub)
 	if err != nil {
 		return err

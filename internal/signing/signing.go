@@ -27,7 +27,21 @@
 // the moment when its result is, nobody can know whether the key was used. The
 // request is then `unknown` and stays so until a person resumes it (a new
 // attempt, logged as resumed) or cancels it. A resumed attempt must ask for
-// exactly the bytes and the key of the one before.
+// exactly the bytes and the key of the one before, and a resumed request is held
+// against policy, keys and claims once more. So does a panic in a format's code;
+// before an attempt, it fails the request.
+//
+// # What a person may do
+//
+// Resume is for `unknown` only. Cancel ends every request that is not final: its
+// open attempt is discarded, its version is free, and a worker that is in the
+// middle of it finds the row ended at its next step.
+//
+// # What two replicas do at once
+//
+// Whoever moves a request locks its row first and reads it then. Whoever rests
+// on a policy or a key holds its row until its own leaf is committed, so that
+// what the log has before the leaf is what was true for it.
 //
 // # What an edited database does
 //
@@ -98,9 +112,15 @@ type Service struct {
 
 	// mu guards waiters.
 	mu sync.Mutex
-	// waiters are closed and removed when their request comes to rest in this
-	// process. Another replica's change is found by the poll in Wait.
-	waiters map[string]chan struct{}
+	// waiters are told and removed when their request changes in this process.
+	// Another replica's change is found by the poll in Wait.
+	waiters map[string]*waiters
+}
+
+// waiters are those who wait for one request.
+type waiters struct {
+	changed chan struct{}
+	n       int // how many; the last one who leaves removes the entry
 }
 
 // New makes a Service and registers its job.
@@ -109,7 +129,7 @@ func New(o Options) *Service {
 		db: o.DB, blobs: o.Blobs, log: o.Log, logKey: o.LogKey, jobs: o.Jobs, formats: o.Formats,
 		backends: make(map[string]keys.Backend, len(o.Backends)),
 		metrics:  o.Metrics, logger: o.Logger, step: o.Step,
-		waiters: make(map[string]chan struct{}),
+		waiters: make(map[string]*waiters),
 	}
 	for _, b := range o.Backends {
 		s.backends[b.Scheme()] = b
@@ -148,21 +168,30 @@ func Steps() []string {
 func (s *Service) changed(id string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if ch, ok := s.waiters[id]; ok {
-		close(ch)
+	if w, ok := s.waiters[id]; ok {
+		close(w.changed)
 		delete(s.waiters, id)
 	}
 }
 
-func (s *Service) waiter(id string) <-chan struct{} {
+// waiter gives a channel that is closed at the request's next change in this
+// process. leave is called by the one who waits no longer.
+func (s *Service) waiter(id string) (changed <-chan struct{}, leave func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	ch, ok := s.waiters[id]
+	w, ok := s.waiters[id]
 	if !ok {
-		ch = make(chan struct{})
-		s.waiters[id] = ch
+		w = &waiters{changed: make(chan struct{})}
+		s.waiters[id] = w
 	}
-	return ch
+	w.n++
+	return w.changed, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if w.n--; w.n == 0 && s.waiters[id] == w {
+			delete(s.waiters, id)
+		}
+	}
 }
 
 // stateOf is Get for the state alone.
@@ -180,25 +209,31 @@ func (s *Service) stateOf(ctx context.Context, project, id string) (State, error
 // Wait returns the request when it rests (released, denied, failed, unknown),
 // or as it is when ctx ends; that is not an error.
 func (s *Service) Wait(ctx context.Context, project, id string) (View, error) {
-	for {
-		ch := s.waiter(id)
-		state, err := s.stateOf(context.WithoutCancel(ctx), project, id)
-		if err != nil || state.Rests() {
-			// Nothing will change any more that would close the channel.
-			s.changed(id)
-			if err != nil {
-				return View{}, err
-			}
-			return s.Get(context.WithoutCancel(ctx), project, id)
+	for ctx.Err() == nil {
+		rests, err := s.waitOnce(ctx, project, id)
+		if err != nil {
+			return View{}, err
 		}
-		poll, stop := context.WithTimeout(ctx, waitPoll)
-		select {
-		case <-ch:
-		case <-poll.Done():
-		}
-		stop()
-		if ctx.Err() != nil {
-			return s.Get(context.WithoutCancel(ctx), project, id)
+		if rests {
+			break
 		}
 	}
+	return s.Get(context.WithoutCancel(ctx), project, id)
+}
+
+// waitOnce waits for one change, or for waitPoll.
+func (s *Service) waitOnce(ctx context.Context, project, id string) (rests bool, err error) {
+	changed, leave := s.waiter(id)
+	defer leave()
+	state, err := s.stateOf(context.WithoutCancel(ctx), project, id)
+	if err != nil || state.Rests() {
+		return true, err
+	}
+	poll, stop := context.WithTimeout(ctx, waitPoll)
+	defer stop()
+	select {
+	case <-changed:
+	case <-poll.Done():
+	}
+	return false, nil
 }

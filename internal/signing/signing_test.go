@@ -16,6 +16,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/firmseal/firmseal"
 	"github.com/firmseal/firmseal/client"
@@ -520,9 +521,15 @@ func TestMetricsCount(t *testing.T) {
 	t.Parallel()
 	b, f := newFaulty(t, servertest.Options{})
 	n := b.next()
-	n.BuildFinished = 1
+	n.BuildFinished = time.Now().Add(-time.Minute).UnixMicro()
 	wantState(t, b.sign(n), signing.Released, "")
 	wantState(t, b.sign(n), signing.Failed, problem.VersionTaken) // the builder's fault
+	// What a builder's clock cannot have meant is not counted as a latency.
+	for _, finished := range []time.Duration{2 * time.Hour, -31 * 24 * time.Hour} {
+		n := b.next()
+		n.BuildFinished = time.Now().Add(finished).UnixMicro()
+		wantState(t, b.sign(n), signing.Released, "")
+	}
 	f.flip.Store(true)
 	wantState(t, b.sign(b.next()), signing.Failed, problem.VerifyFailed)
 	f.flip.Store(false)
@@ -545,7 +552,7 @@ func TestMetricsCount(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, want := range []string{
-		`firmseal_sign_requests_total{result="released"} 1`, `{result="rejected"} 1`, `{result="failed"} 1`, `{result="unknown"} 1`,
+		`firmseal_sign_requests_total{result="released"} 3`, `{result="rejected"} 1`, `{result="failed"} 1`, `{result="unknown"} 1`,
 		`{result="denied"} 1`, `firmseal_sign_latency_seconds_count 1`,
 	} {
 		if !strings.Contains(string(text), want+"\n") {
@@ -697,17 +704,9 @@ func TestRoundsSurviveACrash(t *testing.T) {
 			{"release.commit", 1, 3},
 		} {
 			what := fmt.Sprintf("%s %d", tt.label, tt.nth)
-			seen := 0
-			h := func(l string) {
-				if l == tt.label {
-					if seen++; seen == tt.nth {
-						panic("the end of a process")
-					}
-				}
-			}
-			b.hook.Store(&h)
+			crashed := b.crash(tt.label, tt.nth)
 			id := b.submit(b.next()).ID
-			b.settled(id)
+			b.wait(what, crashed)
 			b.hook.Store(nil)
 			if n := b.uses(keys.Firmware, id); n != tt.uses {
 				t.Fatalf("%s: %d uses before the crash, want %d", what, n, tt.uses)
@@ -751,17 +750,9 @@ func TestEditedSession(t *testing.T) {
 	b.Key("ka", "ed25519", "test", "duo", "pair")
 	b.Key("kb", "ed25519", "test", "duo", "pair")
 	b.Policy("  p:\n    product: duo\n    environment: test\n    format: pair\n    keys: {a: ka, b: kb}\n")
-	seen := 0
-	h := func(l string) {
-		if l == "key.use" {
-			if seen++; seen == 2 {
-				panic("the end of a process")
-			}
-		}
-	}
-	b.hook.Store(&h)
+	crashed := b.crash("key.use", 2)
 	id := b.submit(b.next()).ID
-	b.settled(id)
+	b.wait("the second use of a key", crashed)
 	b.hook.Store(nil)
 	b.Stop()
 	var session []byte

@@ -28,7 +28,10 @@ import (
 )
 
 // Submit records a request and decides on it. A denial is a recorded request in
-// state denied, not an error; an error means that nothing was recorded.
+// state denied, not an error; an error means that nothing was recorded, unless
+// the database fails at that moment: then nobody knows, and the same call with
+// the same idempotency key tells. The request's leaf is committed with it;
+// Submit waits until it is included, but no longer than ctx allows.
 //
 // With an idempotency key, the same submission by the same actor in the same
 // project gives the request that the first one made, as it stands now, as long
@@ -85,19 +88,35 @@ func (s *Service) Submit(ctx context.Context, who auth.Identity, sub Submission,
 		}
 		return s.record(tx, who, sub, r, doc, d)
 	}
-	err = s.withPolicy(ctx, who.Project, func() error { return s.logged2(ctx, decide) })
+	var leaf string
+	err = s.withPolicy(ctx, who.Project, func() (err error) {
+		leaf, err = s.append(ctx, decide)
+		return err
+	})
 	if errors.Is(err, errReplayed) {
 		return s.Get(ctx, who.Project, replayed)
 	}
 	if err != nil {
 		return View{}, err
 	}
+	ctx = s.included(ctx, id, leaf)
 	s.step("submit.done")
 	v, err := s.Get(ctx, who.Project, id)
 	if err == nil && v.State == Denied {
 		s.metrics.SignRequest(telemetry.Denied)
 	}
 	return v, err
+}
+
+// included waits for the leaf of what is recorded already. Where it cannot be
+// seen in the log now, whoever needs it waits for it: the request's job, which
+// says so. The context that it returns outlives the caller's: what was recorded
+// is told.
+func (s *Service) included(ctx context.Context, request, leaf string) context.Context {
+	if err := s.inLog(ctx, leaf); err != nil {
+		s.logger.InfoContext(ctx, "an entry of the log is committed and not yet included", "request", request, "leaf", leaf, "error", err)
+	}
+	return context.WithoutCancel(ctx)
 }
 
 // errReplayed rolls the transaction back: another call with the same

@@ -517,14 +517,9 @@ func TestTamperedBetweenLives(t *testing.T) {
 func (e edit) betweenLives(b *bench, label string) bool {
 	b.t.Helper()
 	what := fmt.Sprintf("%s, between two lives at %s", e.name, label)
-	// Panicking ends this request's life in the process, and nothing more is
-	// written for it: its job is dead. The end of the server comes right after.
-	came := b.at(label, func() { panic("the end of a process") })
+	crashed := b.crash(label, 1)
 	id := b.submit(b.next()).ID
-	b.settled(id)
-	if !came() {
-		b.t.Fatalf("%s: the signing path did not come there", what)
-	}
+	b.wait(what, crashed)
 	b.hook.Store(nil)
 	b.Stop()
 	defer func() {

@@ -10,36 +10,20 @@ import (
 	"github.com/firmseal/firmseal/internal/policy"
 	"github.com/firmseal/firmseal/internal/problem"
 	"github.com/firmseal/firmseal/internal/release"
-	"github.com/firmseal/firmseal/internal/tlog"
 )
 
-// redeem is the transaction in which a request becomes entitled to a key:
+// redeem is the transaction in which a request becomes entitled to its keys:
 // everything that Submit looked at is looked at again, as it is now, and the
-// ticket is spent. After it, a changed policy or a retired key no longer stops
-// the request; before it, both do.
+// ticket is spent. After it, a changed policy no longer stops the request; before
+// it, it does. A retired key stops it until an attempt on that key is open.
 func (s *Service) redeem(ctx context.Context, v row, r Request) error {
-	f, err := s.formats.ByName(r.Format)
+	again, err := s.looker(ctx, r)
 	if err != nil {
 		return err
 	}
-	var facts image.Facts
-	if !r.BytesUnseen {
-		src, closeSrc, err := s.source(ctx, r)
-		if err != nil {
-			return err
-		}
-		rep, err := f.Inspect(ctx, src)
-		closeSrc()
-		if err != nil {
-			return err
-		}
-		facts = rep.Facts
-	}
 	s.step("redeem.commit")
-	for _, ref := range r.Keys {
-		if _, err := s.heldKey(ctx, r.Project, ref.Name); err != nil && !problem.Has(err, problem.KeyRetired) {
-			return err
-		}
+	if err := s.holdKeys(ctx, r); err != nil {
+		return err
 	}
 	var id string
 	redeem := func(tx *db.Tx) (firmseal.Leaf, func(string) error, error) {
@@ -49,33 +33,11 @@ func (s *Service) redeem(ctx context.Context, v row, r Request) error {
 		if err := redeemTicket(tx, v); err != nil {
 			return firmseal.Leaf{}, nil, err
 		}
-		if err := release.Lock(tx, r.Project, r.Product, r.Environment); err != nil {
-			return firmseal.Leaf{}, nil, err
-		}
-		doc, err := s.inForce(tx, r.Project)
+		leaf, err := again(tx)
 		if err != nil {
 			return firmseal.Leaf{}, nil, err
 		}
-		if err := s.same(tx, doc, r, f); err != nil {
-			return firmseal.Leaf{}, nil, err
-		}
-		d, err := s.decide(tx, doc, r, facts)
-		if err != nil {
-			return firmseal.Leaf{}, nil, err
-		}
-		if !d.Allow {
-			return firmseal.Leaf{}, nil, d.Problem()
-		}
-		if err := release.Take(tx, release.Claim{
-			Request: r.ID, Project: r.Project, Product: r.Product, Environment: r.Environment, HardwareIDs: r.HardwareIDs,
-			Variant: r.Variant, Version: r.Version, SecurityCounter: r.SecurityCounter,
-		}); err != nil {
-			return firmseal.Leaf{}, nil, err
-		}
-		leaf := firmseal.Leaf{
-			Type: firmseal.LeafIntent, Actor: r.Actor, Request: r.ID, Record: hexSum(v.document), Policy: doc.Digest(),
-			Decision: "allow", Rule: d.Rule, Input: r.Input.SHA256, Unseen: r.BytesUnseen,
-		}
+		leaf.Type, leaf.Actor, leaf.Record, leaf.Input, leaf.Unseen = firmseal.LeafIntent, r.Actor, hexSum(v.document), r.Input.SHA256, r.BytesUnseen
 		return leaf, func(string) error { return s.move(tx, v, Signing, "") }, nil
 	}
 	if err := s.withPolicy(ctx, r.Project, func() (err error) {
@@ -85,8 +47,77 @@ func (s *Service) redeem(ctx context.Context, v row, r Request) error {
 		return err
 	}
 	s.step("intent.wait")
-	_, err = s.log.Wait(ctx, tlog.Pending{ID: id})
-	return err
+	return s.inLog(ctx, id)
+}
+
+// holdKeys holds a request's keys against the log, outside of a transaction.
+// Whether they are retired is decided inside.
+func (s *Service) holdKeys(ctx context.Context, r Request) error {
+	for _, ref := range r.Keys {
+		if _, err := s.heldKey(ctx, r.Project, ref.Name); err != nil && !problem.Has(err, problem.KeyRetired) {
+			return err
+		}
+	}
+	return nil
+}
+
+// looker reads what the image says, and gives a function that looks at all else
+// inside a transaction: the policy in force and what the profile means, the keys'
+// state, the counter, and the claim on the version, which it takes. What it
+// looked at stays as it is until the transaction's end. The leaf that it returns
+// has the decision; a refusal is an error.
+func (s *Service) looker(ctx context.Context, r Request) (func(tx *db.Tx) (firmseal.Leaf, error), error) {
+	f, err := s.formats.ByName(r.Format)
+	if err != nil {
+		return nil, err
+	}
+	var facts image.Facts
+	if !r.BytesUnseen {
+		src, closeSrc, err := s.source(ctx, r)
+		if err != nil {
+			return nil, err
+		}
+		rep, err := f.Inspect(ctx, src)
+		closeSrc()
+		if err != nil {
+			return nil, err
+		}
+		facts = rep.Facts
+	}
+	return func(tx *db.Tx) (firmseal.Leaf, error) {
+		if err := sharePolicy(tx, r.Project); err != nil {
+			return firmseal.Leaf{}, err
+		}
+		doc, err := s.inForce(tx, r.Project)
+		if err != nil {
+			return firmseal.Leaf{}, err
+		}
+		if err := s.same(tx, doc, r, f); err != nil {
+			return firmseal.Leaf{}, err
+		}
+		for _, ref := range r.Keys {
+			if _, err := shareKey(tx, ref.Name); err != nil {
+				return firmseal.Leaf{}, err
+			}
+		}
+		if err := release.Lock(tx, r.Project, r.Product, r.Environment); err != nil {
+			return firmseal.Leaf{}, err
+		}
+		d, err := s.decide(tx, doc, r, facts)
+		if err != nil {
+			return firmseal.Leaf{}, err
+		}
+		if !d.Allow {
+			return firmseal.Leaf{}, d.Problem()
+		}
+		if err := release.Take(tx, release.Claim{
+			Request: r.ID, Project: r.Project, Product: r.Product, Environment: r.Environment, HardwareIDs: r.HardwareIDs,
+			Variant: r.Variant, Version: r.Version, SecurityCounter: r.SecurityCounter,
+		}); err != nil {
+			return firmseal.Leaf{}, err
+		}
+		return firmseal.Leaf{Request: r.ID, Policy: doc.Digest(), Decision: "allow", Rule: d.Rule}, nil
+	}, nil
 }
 
 // ticketSpent holds a redeemed ticket against its request.

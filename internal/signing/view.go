@@ -7,8 +7,8 @@ import (
 	"github.com/firmseal/firmseal"
 	"github.com/firmseal/firmseal/internal/auth"
 	"github.com/firmseal/firmseal/internal/db"
+	"github.com/firmseal/firmseal/internal/keys"
 	"github.com/firmseal/firmseal/internal/problem"
-	"github.com/firmseal/firmseal/internal/release"
 	"github.com/firmseal/firmseal/internal/telemetry"
 )
 
@@ -55,9 +55,13 @@ func (s *Service) Get(ctx context.Context, project, id string) (View, error) {
 func ownRow(tx *db.Tx, project, id string) (row, error) {
 	v, err := readRow(tx, id)
 	if err == nil && v.project != project {
-		return row{}, problem.New(problem.NotFound, "there is no request %s", clip(id)).WithHint("firmseal request list")
+		return row{}, noRequest(id)
 	}
 	return v, err
+}
+
+func noRequest(id string) error {
+	return problem.New(problem.NotFound, "there is no request %s", clip(id)).WithHint("firmseal request list")
 }
 
 // Filter narrows List; a zero field does not.
@@ -110,83 +114,128 @@ func (s *Service) List(ctx context.Context, project string, f Filter) ([]View, e
 // Resume lets an unknown request go on: a person has decided that another use
 // of the key is right. That is a leaf, without which no request goes on, and the
 // new attempt is logged as resumed.
+//
+// The request is judged again as when its ticket was redeemed: policy in force,
+// keys, counter and claim; one whose outcome is logged needs its seal key, too. A
+// refusal is returned and changes nothing: the request stays unknown, and can be
+// cancelled. State, leaf and job are one transaction; the leaf may be included
+// after the return, and the request goes on when it is.
 func (s *Service) Resume(ctx context.Context, who auth.Identity, id string) (View, error) {
-	err := s.logged2(ctx, func(tx *db.Tx) (firmseal.Leaf, func(string) error, error) {
-		v, err := s.decided(tx, who, id)
-		if err != nil {
-			return firmseal.Leaf{}, nil, err
-		}
-		all, err := attempts(tx, id)
-		if err != nil {
-			return firmseal.Leaf{}, nil, err
-		}
-		if len(all) == 0 {
-			return firmseal.Leaf{}, nil, altered("request %s", id).Seen("it is unknown and has no attempt")
-		}
-		n := all[len(all)-1].N
-		if _, err := tx.Exec(`UPDATE signing_attempt SET state = $3, closed = $4 WHERE request = $1 AND n = $2`, id, n, attemptUnknown, db.Now()); err != nil {
-			return firmseal.Leaf{}, nil, err
-		}
-		to := Signing
-		if v.outcome != "" {
-			to = Sealing
-		}
-		leaf := firmseal.Leaf{Type: firmseal.LeafResume, Actor: who.Actor, Request: id, Record: hexSum(v.document), Attempt: n}
-		return leaf, func(string) error { return s.moveAs(tx, v, to, "", who.Actor) }, nil
-	})
+	v, err := s.row(ctx, id)
+	if err == nil {
+		err = mayResume(v, who.Project, id)
+	}
 	if err != nil {
 		return View{}, err
 	}
-	// The leaf is in the log now, where the job looks for it. A crash before
-	// this line leaves a request without a job, which Unfinished finds.
-	if err := s.db.Update(ctx, func(tx *db.Tx) error { return s.enqueue(tx, id) }); err != nil {
+	r, err := s.request(ctx, v)
+	if err != nil {
+		return View{}, err
+	}
+	again, err := s.looker(ctx, r)
+	if err != nil {
+		return View{}, err
+	}
+	if err := s.holdKeys(ctx, r); err != nil {
+		return View{}, err
+	}
+	if err := s.withPolicy(ctx, r.Project, func() error {
+		_, err := s.append(ctx, func(tx *db.Tx) (firmseal.Leaf, func(string) error, error) { return s.resume(tx, who, v, r, again) })
+		return err
+	}); err != nil {
 		return View{}, err
 	}
 	s.changed(id)
-	return s.Get(ctx, who.Project, id)
+	return s.Get(context.WithoutCancel(ctx), who.Project, id)
 }
 
-// Cancel ends an unknown request as failed and frees the version it claimed.
-func (s *Service) Cancel(ctx context.Context, who auth.Identity, id string) (View, error) {
-	p := problem.New(problem.RequestCancelled, "request %s was cancelled", id).Seen("by %s, after an unknown outcome", who.Actor)
-	text, err := encodeProblem(p)
-	if err != nil {
-		return View{}, err
+func mayResume(v row, project, id string) error {
+	switch {
+	case v.project != project:
+		return noRequest(id)
+	case v.state != Unknown:
+		return problem.New(problem.RequestState, "request %s is %s", id, v.state).
+			Seen("only an unknown request waits for a person").WithHint("firmseal request show %s", id)
 	}
-	err = s.logged2(ctx, func(tx *db.Tx) (firmseal.Leaf, func(string) error, error) {
-		v, err := s.decided(tx, who, id)
+	return nil
+}
+
+func (s *Service) resume(tx *db.Tx, who auth.Identity, was row, r Request, again func(*db.Tx) (firmseal.Leaf, error)) (firmseal.Leaf, func(string) error, error) {
+	v, err := locked(tx, was.id)
+	if err != nil {
+		return firmseal.Leaf{}, nil, err
+	}
+	if err := mayResume(v, who.Project, v.id); err != nil {
+		return firmseal.Leaf{}, nil, err
+	}
+	if err := was.same(v); err != nil {
+		return firmseal.Leaf{}, nil, err
+	}
+	all, err := attempts(tx, v.id)
+	if err != nil {
+		return firmseal.Leaf{}, nil, err
+	}
+	if len(all) == 0 {
+		return firmseal.Leaf{}, nil, altered("request %s", v.id).Seen("it is unknown and has no attempt")
+	}
+	last := all[len(all)-1]
+	leaf, err := again(tx)
+	if err != nil {
+		return firmseal.Leaf{}, nil, err
+	}
+	to := Signing
+	if v.outcome != "" {
+		to = Sealing
+		if err := activeKey(tx, r, keys.Seal, last.KeyID); err != nil {
+			return firmseal.Leaf{}, nil, err
+		}
+	}
+	leaf.Type, leaf.Actor, leaf.Record, leaf.Attempt = firmseal.LeafResume, who.Actor, hexSum(v.document), last.N
+	return leaf, func(id string) error {
+		if _, err := tx.Exec(`UPDATE signing_attempt SET state = $3, closed = $4, resume = $5 WHERE request = $1 AND n = $2`,
+			v.id, last.N, attemptUnknown, db.Now(), id); err != nil {
+			return fmt.Errorf("resuming request %s: %w", v.id, err)
+		}
+		if err := s.moveAs(tx, v, to, "", who.Actor); err != nil {
+			return err
+		}
+		return s.enqueue(tx, v.id)
+	}, nil
+}
+
+// Cancel ends a request that is not final as failed, and frees the version that
+// it claimed. Whoever works on it finds that at its next step, releases nothing,
+// and the open attempt is discarded: its key may have been used.
+func (s *Service) Cancel(ctx context.Context, who auth.Identity, id string) (View, error) {
+	leaf, err := s.append(ctx, func(tx *db.Tx) (firmseal.Leaf, func(string) error, error) {
+		if _, err := ownRow(tx, who.Project, id); err != nil {
+			return firmseal.Leaf{}, nil, err
+		}
+		v, err := locked(tx, id)
 		if err != nil {
 			return firmseal.Leaf{}, nil, err
 		}
-		if _, err := tx.Exec(`UPDATE signing_attempt SET state = $2, closed = $3, code = $4 WHERE request = $1 AND state = $5`,
-			id, attemptDiscarded, db.Now(), string(p.Code), attemptOpen); err != nil {
+		if v.state.Final() {
+			return firmseal.Leaf{}, nil, problem.New(problem.RequestState, "request %s is %s", id, v.state).
+				Seen("only a request that is not final can be cancelled").WithHint("firmseal request show %s", id)
+		}
+		p := problem.New(problem.RequestCancelled, "request %s was cancelled", id).Seen("by %s, while it was %s", who.Actor, v.state)
+		text, err := encodeProblem(p)
+		if err != nil {
 			return firmseal.Leaf{}, nil, err
 		}
-		if err := release.Free(tx, id); err != nil {
+		if err := discard(tx, id, p.Code); err != nil {
 			return firmseal.Leaf{}, nil, err
 		}
 		leaf := firmseal.Leaf{Type: firmseal.LeafOutcome, Actor: who.Actor, Request: id, Record: hexSum(v.document), Result: "failed", Code: p.Code}
-		return leaf, func(string) error { return s.move(tx, v, Failed, text) }, nil
+		return leaf, func(string) error { return s.moveAs(tx, v, Failed, text, who.Actor) }, nil
 	})
 	if err != nil {
 		return View{}, err
 	}
 	s.metrics.SignRequest(telemetry.Failed)
 	s.changed(id)
-	return s.Get(ctx, who.Project, id)
-}
-
-// decided gives an unknown request's row, locked on PostgreSQL.
-func (s *Service) decided(tx *db.Tx, who auth.Identity, id string) (row, error) {
-	v, err := ownRow(tx, who.Project, id)
-	if err != nil {
-		return row{}, err
-	}
-	if v.state != Unknown {
-		return row{}, problem.New(problem.RequestState, "request %s is %s", id, v.state).
-			Seen("only an unknown request waits for a person").WithHint("firmseal request show %s", id)
-	}
-	return v, s.expect(tx, v, Unknown)
+	return s.Get(s.included(ctx, id, leaf), who.Project, id)
 }
 
 // Unfinished puts every request that neither rests nor has a job back to work.
