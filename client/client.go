@@ -289,7 +289,7 @@ func (c *Client) Resume(ctx context.Context, id string) (Request, error) {
 	return r, err
 }
 
-// Cancel ends an unknown request as failed.
+// Cancel ends a request that is not final as failed, and frees its version.
 func (c *Client) Cancel(ctx context.Context, id string) (Request, error) {
 	var r Request
 	err := c.call(ctx, http.MethodPost, "/api/v1/requests/"+url.PathEscape(id)+"/cancel", nil, nil, nil, &r)

@@ -14,7 +14,7 @@ type requestCmd struct {
 	List   requestListCmd   `cmd:"" help:"List requests, newest first."`
 	Show   requestShowCmd   `cmd:"" help:"Show a request: state, reason, keys, attempts."`
 	Resume requestResumeCmd `cmd:"" help:"Let an unknown request use its key once more."`
-	Cancel requestCancelCmd `cmd:"" help:"End an unknown request and free its version."`
+	Cancel requestCancelCmd `cmd:"" help:"End a request that is not final, and free its version."`
 }
 
 type requestListCmd struct {

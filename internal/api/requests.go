@@ -69,7 +69,7 @@ func (s *server) requests() {
 			}
 			return ok(request(ctx, v)), nil
 		})
-	register(s, op("requests-cancel", http.MethodPost, "/api/v1/requests/{id}/cancel", string(auth.RequestDecide), "End an unknown request", 200),
+	register(s, op("requests-cancel", http.MethodPost, "/api/v1/requests/{id}/cancel", string(auth.RequestDecide), "End a request that is not final", 200),
 		func(ctx context.Context, in *byID) (*body[client.Request], error) {
 			v, err := s.Signing.Cancel(ctx, me(ctx), in.ID)
 			if err != nil {
