@@ -40,12 +40,8 @@ type Checkpoint struct {
 	Root   tlog.Hash
 }
 
-// ParseProof reads a .tlog-proof file. Errors: SEAL.TOO_LARGE,
-// LOG.PROOF_MALFORMED.
+// ParseProof reads a .tlog-proof file. The error is LOG.PROOF_MALFORMED.
 func ParseProof(data []byte) (*Proof, error) {
-	if len(data) > MaxProof {
-		return nil, tooLarge("the log proof", len(data), MaxProof)
-	}
 	p, err := parseProof(data)
 	if err != nil {
 		return nil, refuse(CodeProofMalformed, "the log proof cannot be read").seen("%v", err).
@@ -55,6 +51,9 @@ func ParseProof(data []byte) (*Proof, error) {
 }
 
 func parseProof(data []byte) (*Proof, error) {
+	if len(data) > MaxProof {
+		return nil, fmt.Errorf("it has more than %d bytes", MaxProof)
+	}
 	line := func() (string, error) {
 		l, rest, ok := bytes.Cut(data, []byte("\n"))
 		if !ok {

@@ -270,11 +270,13 @@ func TestTooLarge(t *testing.T) {
 	for what, parse := range map[string]func([]byte) error{
 		"envelope":  func(b []byte) error { _, err := ParseEnvelope(b); return err },
 		"statement": func(b []byte) error { _, err := ParseStatement(b); return err },
-		"proof":     func(b []byte) error { _, err := ParseProof(b); return err },
 	} {
 		if err := parse(bytes.Repeat([]byte("{"), 1<<20)); codeOf(t, err) != CodeEnvelopeTooLarge {
 			t.Errorf("%s: %v", what, err)
 		}
+	}
+	if _, err := ParseProof(bytes.Repeat([]byte("{"), 1<<20)); codeOf(t, err) != CodeProofMalformed || !strings.Contains(err.Error(), "more than") {
+		t.Errorf("proof: %v", err)
 	}
 	if _, err := ParseTrustRoot(make([]byte, 1<<20)); codeOf(t, err) != CodeTrustRootMalformed {
 		t.Errorf("trust root: %v", err)

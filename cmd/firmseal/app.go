@@ -22,6 +22,8 @@ type app struct {
 	stderr io.Writer
 	hooks  hooks
 
+	command string // as it is typed, without its arguments
+
 	// log is what the service in this process says about its faults. It is shown
 	// with an INTERNAL error only: every other one tells a person the same.
 	log bytes.Buffer
@@ -40,6 +42,9 @@ func (a *app) finish(err error) int {
 		return silent.code
 	}
 	p := toProblem(err)
+	if p.Next == "" && a.command != "" && (exitOf(p.Code) == problem.ExitUsage || p.Code == string(problem.ImageUnknownFormat)) {
+		p.Next = a.command + " --help"
+	}
 	if !a.g.Quiet {
 		if a.g.Output == "json" {
 			a.json("Error", p)

@@ -42,7 +42,7 @@ func (a *app) connect() (c *client.Client, done func() error, err error) {
 	}
 	u, err := url.Parse(base)
 	if err != nil || u.Host == "" || (u.Scheme != "https" && u.Scheme != "http") {
-		return nil, nil, problem.New(problem.Usage, "%q is not a server's address", base).WithHint("--server https://seal.example.com")
+		return nil, nil, problem.New(problem.Usage, "%q is not a server's address", base).Seen("it begins with https://, or with http:// on this machine, and a host follows").WithHint("--server https://seal.example.com")
 	}
 	token := os.Getenv("FIRMSEAL_TOKEN")
 	file := a.g.TokenFile
@@ -140,5 +140,13 @@ func (a *app) withClient(fn func(c *client.Client) error) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, done()) }()
-	return fn(c)
+	err = fn(c)
+	var ce *client.Error
+	if errors.As(err, &ce) && ce.Code == string(problem.Unauthorized) {
+		// A server is there, so the workspace makes no token beside it.
+		p := ce.Problem
+		p.Next = "set FIRMSEAL_TOKEN or --token-file; a token is made with the server stopped, or with another that has token:write: firmseal token create"
+		err = &client.Error{Problem: p}
+	}
+	return err
 }

@@ -12,6 +12,19 @@ import (
 
 // readInput reads a small file, or standard input for "-".
 func (a *app) readInput(path string, most int64) ([]byte, error) {
+	b, err := a.readSome(path, most)
+	if err != nil {
+		return nil, err
+	}
+	if int64(len(b)) > most {
+		return nil, problem.New(problem.TooLarge, "%s is too large", path).Seen("more than %d bytes", most)
+	}
+	return b, nil
+}
+
+// readSome reads a file, or standard input for "-", to one byte more than most, so that whoever decides
+// about its form sees that it is too large.
+func (a *app) readSome(path string, most int64) ([]byte, error) {
 	var r io.Reader = a.stdin
 	if path != "-" {
 		f, err := openFile(path)
@@ -23,10 +36,7 @@ func (a *app) readInput(path string, most int64) ([]byte, error) {
 	}
 	b, err := io.ReadAll(io.LimitReader(r, most+1))
 	if err != nil {
-		return nil, problem.New(problem.Usage, "%s cannot be read", path).Because(err)
-	}
-	if int64(len(b)) > most {
-		return nil, problem.New(problem.TooLarge, "%s is too large", path).Seen("more than %d bytes", most)
+		return nil, problem.New(problem.Usage, "%s cannot be read", path).Seen("%v", err).WithHint("check the file and its disk").Because(err)
 	}
 	return b, nil
 }
@@ -34,14 +44,24 @@ func (a *app) readInput(path string, most int64) ([]byte, error) {
 func openFile(path string) (*os.File, error) {
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, problem.New(problem.NotFound, "there is no file %s", path)
+		dir := filepath.Dir(path)
+		why := "no such name in " + dir
+		if _, err := os.Stat(dir); err != nil {
+			why = "there is no directory " + dir
+		}
+		return nil, problem.New(problem.NotFound, "there is no file %s", path).Seen("%s", why).WithHint("check the name of the file").Because(err)
 	}
 	if err != nil {
-		return nil, problem.New(problem.Usage, "%s cannot be read", path).Seen("%v", err).Because(err)
+		why := err
+		var pe *fs.PathError
+		if errors.As(err, &pe) {
+			why = pe.Err
+		}
+		return nil, problem.New(problem.Usage, "%s cannot be read", path).Seen("%v", why).WithHint("check who may read it, and that it is a file").Because(err)
 	}
 	if st, err := f.Stat(); err != nil || st.IsDir() {
 		f.Close()
-		return nil, problem.New(problem.Usage, "%s is not a file", path)
+		return nil, problem.New(problem.Usage, "%s is not a file", path).Seen("it is a directory").WithHint("name a file in it")
 	}
 	return f, nil
 }

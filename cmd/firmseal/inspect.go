@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/firmseal/firmseal"
@@ -43,7 +44,7 @@ func (c *inspectCmd) Run(a *app) error {
 	if err != nil {
 		return err
 	}
-	return a.show("Report", rep, func(w io.Writer) {
+	_ = a.show("Report", rep, func(w io.Writer) {
 		fmt.Fprintf(w, "%s, %d bytes\n", rep.Format, rep.Size)
 		fact := func(name, value string) {
 			if value != "" {
@@ -72,6 +73,10 @@ func (c *inspectCmd) Run(a *app) error {
 			}
 		}
 	})
+	if slices.ContainsFunc(rep.Findings, func(f image.Finding) bool { return f.Severity == image.Fatal }) {
+		return &exitError{problem.ExitRefused}
+	}
+	return nil
 }
 
 func printNode(w io.Writer, n image.Node, depth int) {

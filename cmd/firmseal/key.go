@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 
 	"github.com/firmseal/firmseal/client"
 	"github.com/firmseal/firmseal/internal/image"
@@ -20,6 +21,9 @@ type keyCmd struct {
 	Trust  keyTrustCmd  `cmd:"" help:"Export what a device must hold to accept this key."`
 }
 
+// nameRE is what a product may be called; the server has the same rule.
+var nameRE = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
+
 type keyCreateCmd struct {
 	Name        string `arg:"" help:"Name; never reused."`
 	Type        string `short:"t" help:"p256, p384, ed25519, rsa2048, rsa3072 or rsa4096; default: what suits the format best." enum:",p256,p384,ed25519,rsa2048,rsa3072,rsa4096" default:""`
@@ -31,6 +35,10 @@ type keyCreateCmd struct {
 }
 
 func (c *keyCreateCmd) Run(a *app) error {
+	if c.Product != "" && !nameRE.MatchString(c.Product) {
+		return problem.New(problem.RequestFields, "product %q is not a name", c.Product).
+			Seen("letters, digits, '.', '_' and '-', at most 64").WithHint("add --product NAME, as the policy and the devices have it")
+	}
 	return a.withClient(func(cl *client.Client) error {
 		k, err := cl.CreateKey(a.ctx, client.NewKey{
 			Name: c.Name, Backend: c.Backend, Type: c.Type, Purpose: c.Purpose,

@@ -105,6 +105,9 @@ func Main(args []string, stdin io.Reader, stdout, stderr io.Writer, h hooks) int
 			return a.finish(err)
 		}
 	}
+	if n := kc.Selected(); n != nil {
+		a.command = n.FullPath()
+	}
 	err = kc.Run(a)
 	var cut *interrupted
 	switch {

@@ -228,7 +228,7 @@ func (d *demo) run() (demoResult, error) {
 		return demoResult{}, err
 	}
 	bad := d.path("flipped" + filepath.Ext(fl.Image))
-	at, err := flip(fl.Image, bad)
+	at, err := d.flip(form, fl.Image, bad)
 	if err != nil {
 		return demoResult{}, err
 	}
@@ -387,8 +387,10 @@ func (d *demo) query(into any, args ...string) error {
 	return nil
 }
 
-// flip copies a file with one bit of its middle byte turned.
-func flip(from, to string) (at int, err error) {
+// flip copies a file with one bit turned: in the middle of the demo's kernel, so
+// that the bootloader says which hash is wrong, or in the middle of another
+// image.
+func (d *demo) flip(form, from, to string) (at int, err error) {
 	b, err := os.ReadFile(from)
 	if err != nil {
 		return 0, err
@@ -397,8 +399,33 @@ func flip(from, to string) (at int, err error) {
 		return 0, problem.New(problem.Usage, "%s is empty", from)
 	}
 	at = len(b) / 2
+	if d.c.Image == "" {
+		f, err := formats().ByName(form)
+		if err != nil {
+			return 0, err
+		}
+		rep, err := f.Inspect(d.a.ctx, image.Bytes(b))
+		if err != nil {
+			return 0, err
+		}
+		if n, ok := descend(rep.Tree, "/", "images", "kernel-1", "data"); ok {
+			at = int(n.Off + n.Len/2)
+		}
+	}
 	b[at] ^= 1
 	return at, writeOutput(to, func(w io.Writer) error { _, err := w.Write(b); return err })
+}
+
+// descend finds a field by the names on the way to it.
+func descend(list []image.Node, path ...string) (image.Node, bool) {
+	i := slices.IndexFunc(list, func(n image.Node) bool { return n.Name == path[0] })
+	switch {
+	case i < 0:
+		return image.Node{}, false
+	case len(path) == 1:
+		return list[i], true
+	}
+	return descend(list[i].Children, path[1:]...)
 }
 
 // quoteArgs writes arguments as a shell reads them back.

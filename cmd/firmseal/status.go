@@ -4,8 +4,10 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"github.com/firmseal/firmseal/client"
+	"github.com/firmseal/firmseal/internal/problem"
 	"github.com/firmseal/firmseal/internal/server"
 )
 
@@ -22,18 +24,30 @@ func (c *statusCmd) Run(a *app) error {
 		if err != nil {
 			return err
 		}
-		return a.show("Status", s, func(w io.Writer) {
+		// A log that goes on has at least its first entry.
+		refuses := s.LogSize == 0 || s.Policy != "" && !s.Ready
+		lame := 0
+		for _, f := range s.Findings {
+			if strings.HasPrefix(f.What, "profile ") && strings.Contains(f.What, " cannot sign") {
+				lame++
+			}
+		}
+		_ = a.show("Status", s, func(w io.Writer) {
 			switch {
+			case refuses:
+				fmt.Fprintln(w, "Nothing is signed now: the log does not go on.")
 			case s.Policy == "":
 				fmt.Fprintln(w, "Nothing can be signed yet: no policy is in force.")
 			case s.Requests["unknown"] > 0:
 				fmt.Fprintf(w, "%d requests wait for a person: a key may have been used and nobody knows.\n", s.Requests["unknown"])
-			case !s.Ready:
-				fmt.Fprintln(w, "Nothing is signed now: the log does not go on.")
+			case lame > 0:
+				fmt.Fprintf(w, "Some profiles cannot sign: %d releases, %d requests under way.\n", s.Releases, s.Requests["queued"]+s.Requests["signing"]+s.Requests["sealing"])
 			default:
 				fmt.Fprintf(w, "Signing works: %d releases, %d requests under way.\n", s.Releases, s.Requests["queued"]+s.Requests["signing"]+s.Requests["sealing"])
 			}
-			fmt.Fprintf(w, "The log has %d entries.\n", s.LogSize)
+			if s.LogSize > 0 {
+				fmt.Fprintf(w, "The log has %d entries.\n", s.LogSize)
+			}
 			for _, f := range s.Findings {
 				fmt.Fprintf(w, "%-6s  %s\n", f.Severity, f.What)
 				if f.Next != "" {
@@ -42,6 +56,10 @@ func (c *statusCmd) Run(a *app) error {
 			}
 			fmt.Fprintf(w, "\nworkspace %s   database %s   log %s   firmseal %s\n", s.Workspace, s.Database, s.Origin, s.Version)
 		})
+		if refuses {
+			return &exitError{problem.ExitGate}
+		}
+		return nil
 	})
 }
 

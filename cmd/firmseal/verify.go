@@ -103,7 +103,7 @@ func (a *app) optional(path string, given bool, most int64) ([]byte, error) {
 	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) && !given {
 		return nil, nil
 	}
-	return a.readInput(path, most)
+	return a.readSome(path, most)
 }
 
 // verified is what verify prints about a sealed release: who, what and which
@@ -150,7 +150,7 @@ func (c *verifyCmd) sealed(a *app) error {
 				Seen("a seal proves something only against keys that you trust already").WithHint("get it from the machine that signs: firmseal trust export --out trustroot.json")
 		}
 	}
-	rootText, err := a.readInput(path, firmseal.MaxTrustRoot+1)
+	rootText, err := a.readSome(path, firmseal.MaxTrustRoot)
 	if err != nil {
 		return err
 	}
@@ -264,6 +264,14 @@ func (c *verifyCmd) bootloader(a *app) error {
 	if err != nil {
 		return err
 	}
+	var t image.Trust
+	for _, k := range c.Key {
+		tk, err := a.trustedKey(k)
+		if err != nil {
+			return err
+		}
+		t.Keys = append(t.Keys, tk)
+	}
 	all := formats()
 	var form image.Format
 	if c.Format != "" {
@@ -273,14 +281,6 @@ func (c *verifyCmd) bootloader(a *app) error {
 	}
 	if err != nil {
 		return err
-	}
-	var t image.Trust
-	for _, k := range c.Key {
-		tk, err := a.trustedKey(k)
-		if err != nil {
-			return err
-		}
-		t.Keys = append(t.Keys, tk)
 	}
 	if t.Detached, err = a.optional(beside(c.Signature, c.Image, ".sig"), c.Signature != "", 1<<20); err != nil {
 		return err
@@ -357,7 +357,11 @@ func (a *app) trustedKey(s string) (image.TrustedKey, error) {
 		}
 	}
 	if _, _, err := alg.ParseSPKI(der); err != nil {
-		return image.TrustedKey{}, err
+		p := *problem.Of(err)
+		if p.Next == "" {
+			p.Next = "name a public key, PEM or DER: firmseal key show NAME --pem"
+		}
+		return image.TrustedKey{}, &p
 	}
 	return image.TrustedKey{Name: name, SPKI: bytes.Clone(der)}, nil
 }

@@ -41,6 +41,8 @@ const (
 	Conflict     Code = "CONFLICT"
 	BadRequest   Code = "REQUEST.MALFORMED"
 	TooLarge     Code = "REQUEST.TOO_LARGE"
+	TooSlow      Code = "REQUEST.TOO_SLOW"
+	BadMethod    Code = "REQUEST.METHOD"
 	Unauthorized Code = "AUTH.UNAUTHENTICATED"
 	Forbidden    Code = "AUTH.FORBIDDEN"
 )
@@ -145,6 +147,7 @@ const (
 	WorkspaceExists    Code = "WORKSPACE.EXISTS"
 	WorkspaceMalformed Code = "WORKSPACE.MALFORMED"
 	WorkspaceLocked    Code = "WORKSPACE.LOCKED"
+	WorkspaceReadOnly  Code = "WORKSPACE.UNWRITABLE"
 	FormatMismatch     Code = "IMG.FORMAT_MISMATCH"
 )
 
@@ -156,6 +159,8 @@ var table = []Entry{
 	{Conflict, "conflict", http.StatusConflict, ExitError, "The thing exists already, or was changed by somebody else meanwhile."},
 	{BadRequest, "malformed request", http.StatusBadRequest, ExitUsage, "The request does not have the form that /openapi.json describes."},
 	{TooLarge, "too large", http.StatusRequestEntityTooLarge, ExitError, "The input is larger than the stated limit."},
+	{TooSlow, "too slow", http.StatusRequestTimeout, ExitTemporary, "The body of the request stopped coming, or came too slowly, and the connection was given up. Nothing of it was taken. Send it again; an upload goes on where it was."},
+	{BadMethod, "method not allowed", http.StatusMethodNotAllowed, ExitUsage, "The path exists and takes other HTTP methods: see the Allow header and /openapi.json."},
 	{Unauthorized, "not logged in", http.StatusUnauthorized, ExitForbidden, "Send a valid API token: FIRMSEAL_TOKEN, or --token-file."},
 	{Forbidden, "not allowed", http.StatusForbidden, ExitForbidden, "The token lacks the scope or project for this operation."},
 
@@ -245,7 +250,7 @@ var table = []Entry{
 	{StateAltered, "stored state was altered", http.StatusConflict, ExitError, "A row of the database is not what the log and the keys say it was. Nothing was signed. Find out who wrote to the database: firmseal log verify."},
 	{RequestState, "request is not in that state", http.StatusConflict, ExitGate, "The operation does not fit the request's state: firmseal request show ID."},
 	{RequestUnknown, "outcome of a key use is unknown", http.StatusConflict, ExitGate, "The server stopped, or the key backend failed, while a key was in use. The key may have signed; nothing was released. After looking at the key's own records: firmseal request resume ID, or firmseal request cancel ID."},
-	{RequestCancelled, "request was cancelled", http.StatusConflict, ExitError, "A person ended the request after its outcome was unknown. Send a new one."},
+	{RequestCancelled, "request was cancelled", http.StatusConflict, ExitError, "A person ended the request before it was final; nothing was released. Send a new one."},
 	{PolicyChanged, "policy changed meanwhile", http.StatusConflict, ExitPolicy, "The profile was changed after the request was made; what was decided on is no longer what would be signed. Send the request again."},
 	{RequestFields, "metadata is missing or wrong", http.StatusUnprocessableEntity, ExitUsage, "Product, version, hardware ids and security counter are typed and required; the message names the field."},
 	{IdempotencyUsed, "idempotency key was used for another request", http.StatusConflict, ExitError, "The same Idempotency-Key came with another body. Use a new key for a new request."},
@@ -255,6 +260,7 @@ var table = []Entry{
 	{WorkspaceMissing, "no workspace here", http.StatusNotFound, ExitNotFound, "This command works on a workspace directory (.firmseal, found upward from here) or on a server (--server URL). firmseal init makes a workspace."},
 	{WorkspaceExists, "there is a workspace already", http.StatusConflict, ExitError, "firmseal init never overwrites a workspace: its keys and log would be lost."},
 	{WorkspaceMalformed, "workspace configuration cannot be read", http.StatusUnprocessableEntity, ExitUsage, "config.yaml has an unknown or missing key; the message points at the place."},
+	{WorkspaceReadOnly, "workspace cannot be written", http.StatusInternalServerError, ExitError, "The directory or the disk does not take the workspace's files: look at who may write there, and at the space that is left. Running the command again does not help before that."},
 	{WorkspaceLocked, "workspace is in use", http.StatusServiceUnavailable, ExitTemporary, "One process at a time works on an embedded workspace. Wait for it, or talk to its server with --server URL."},
 	{FormatMismatch, "image is of another format", http.StatusUnprocessableEntity, ExitUsage, "The profile's format does not recognise the image: another profile was meant, or another file."},
 

@@ -13,6 +13,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/http"
 	"os"
@@ -104,7 +105,7 @@ func Init(ctx context.Context, o InitOptions, open Options) (Config, error) {
 		return Config{}, err
 	}
 	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
-		return Config{}, problem.New(problem.Unavailable, "the workspace directory cannot be made").Seen("%s", o.Dir).Because(err)
+		return Config{}, unwritable(o.Dir, err)
 	}
 	scheme := "soft"
 	part, ok := open.Parts.backend(scheme)
@@ -132,10 +133,10 @@ func Init(ctx context.Context, o InitOptions, open Options) (Config, error) {
 		return Config{}, err
 	}
 	if err := writeFile(filepath.Join(o.Dir, ".gitignore"), []byte("*\n")); err != nil && !errors.Is(err, os.ErrExist) {
-		return Config{}, problem.New(problem.Unavailable, "the workspace cannot be written").Because(err)
+		return Config{}, unwritable(o.Dir, err)
 	}
 	if err := writeFile(filepath.Join(o.Dir, "config.yaml"), text); err != nil {
-		return Config{}, problem.New(problem.Unavailable, "the workspace cannot be written").Because(err)
+		return Config{}, unwritable(o.Dir, err)
 	}
 	open.Dir, open.Passphrase = o.Dir, o.Passphrase
 	s, err := Open(ctx, open)
@@ -154,6 +155,18 @@ func Init(ctx context.Context, o InitOptions, open Options) (Config, error) {
 		}
 	}
 	return c, nil
+}
+
+// unwritable says that a workspace cannot be made in dir; trying again does not
+// help.
+func unwritable(dir string, err error) error {
+	why := err
+	var pe *fs.PathError
+	if errors.As(err, &pe) {
+		why = pe.Err
+	}
+	return problem.New(problem.WorkspaceReadOnly, "the workspace %s cannot be made", dir).Seen("%v", why).
+		WithHint("make it where you may write: firmseal init DIR").Because(err)
 }
 
 func (p Parts) backend(scheme string) (BackendPart, bool) {

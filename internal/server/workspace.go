@@ -187,7 +187,7 @@ func lock(dir string) (*os.File, error) {
 		who := make([]byte, 200)
 		n, _ := f.ReadAt(who, 0) // only for the message
 		return nil, problem.New(problem.WorkspaceLocked, "the workspace is in use by another process").
-			Seen("%s", bytes.TrimSpace(who[:n])).WithHint("wait for it, or talk to its server: --server URL")
+			Seen("%s", bytes.TrimSpace(who[:n])).WithHint("stop it, or talk to its server with a token: --server URL --token-file FILE")
 	}
 	if err := f.Truncate(0); err != nil {
 		f.Close()

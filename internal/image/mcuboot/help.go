@@ -14,7 +14,6 @@ func (Format) Help() image.FormatHelp {
 		Summary:  "MCUboot images as imgtool makes them: header, protected TLVs with the security counter, signature TLV; the options have imgtool's names",
 		KeyTypes: []alg.KeyType{alg.P256, alg.Ed25519, alg.P384, alg.RSA3072, alg.RSA2048},
 		Options:  image.DescribeOptions(Options{}, optionTexts()),
-		Trust:    image.DescribeOptions(Options{}, optionTexts()),
 	}
 }
 
