@@ -66,13 +66,16 @@ const (
 
 type server struct {
 	Options
-	api huma.API
+	api   huma.API
+	mux   *http.ServeMux
+	pace  pace
+	parts chan struct{} // one for each part of an upload in memory
 }
 
 // New gives the handler.
 func New(o Options) http.Handler {
 	mux := http.NewServeMux()
-	s := &server{Options: o}
+	s := &server{Options: o, mux: mux, pace: pace{bodyStall, bodyRate}, parts: make(chan struct{}, maxParts)}
 	s.api = humago.New(mux, config(o.Version))
 	s.api.UseMiddleware(s.identify)
 	s.uploads()
@@ -132,6 +135,10 @@ func op(id, method, path, scope, summary string, status int) huma.Operation {
 	o := huma.Operation{
 		OperationID: id, Method: method, Path: path, Summary: summary, DefaultStatus: status, MaxBodyBytes: maxBody,
 		Tags: []string{strings.SplitN(id, "-", 2)[0]}, Errors: []int{400, 403, 404, 409, 413, 422, 503},
+		BodyReadTimeout: -1, // pace bounds bodies; huma would cut each after five seconds
+	}
+	if method == http.MethodPost || method == http.MethodPut || method == http.MethodPatch {
+		o.Errors = append(o.Errors, http.StatusRequestTimeout)
 	}
 	if scope == public {
 		o.Security = []map[string][]string{}
@@ -217,8 +224,8 @@ func me(ctx context.Context) auth.Identity {
 	return who
 }
 
-// outer gives each HTTP request its id and stops a handler's panic from ending
-// the process: a bug costs one request.
+// outer gives each HTTP request its id, holds its body to the pace, and stops a
+// handler's panic from ending the process: a bug costs one request.
 func (s *server) outer(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		id := db.NewID()
@@ -245,7 +252,9 @@ func (s *server) outer(h http.Handler) http.Handler {
 			}
 			writeProblem(w, document(ctx, problem.New(problem.Internal, "something inside Firmseal failed")))
 		}()
-		h.ServeHTTP(t, r.WithContext(ctx))
+		r = r.WithContext(ctx)
+		s.pace.limit(w, r)
+		h.ServeHTTP(t, r)
 	})
 }
 
@@ -269,6 +278,26 @@ func (t *tracked) Write(b []byte) (int, error) {
 func (t *tracked) Unwrap() http.ResponseWriter { return t.ResponseWriter }
 
 func (s *server) notFound(w http.ResponseWriter, r *http.Request) {
+	if allowed := s.methods(r); len(allowed) > 0 {
+		list := strings.Join(allowed, ", ")
+		w.Header().Set("Allow", list)
+		writeProblem(w, document(r.Context(), problem.New(problem.BadMethod, "%s cannot be done to %s", r.Method, r.URL.Path).Seen("it takes %s", list)))
+		return
+	}
 	writeProblem(w, document(r.Context(), problem.New(problem.NotFound, "there is nothing at %s %s", r.Method, r.URL.Path).
 		Seen("the paths are in /openapi.json")))
+}
+
+// methods gives those that the request's path would take. The mux itself cannot
+// say: what it does not know it gives to notFound.
+func (s *server) methods(r *http.Request) []string {
+	var out []string
+	for _, m := range []string{http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete} {
+		other := r.Clone(r.Context())
+		other.Method = m
+		if _, pattern := s.mux.Handler(other); pattern != "/" {
+			out = append(out, m)
+		}
+	}
+	return out
 }

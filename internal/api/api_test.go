@@ -289,7 +289,11 @@ func TestMalformedRequestsAreProblems(t *testing.T) {
 		code                            problem.Code
 	}{
 		{"no such path", "GET", "/api/v1/nothing", "", "", 404, problem.NotFound},
-		{"no such method", "DELETE", "/api/v1/keys", "", "", 404, problem.NotFound},
+		{"no such method", "DELETE", "/api/v1/keys", "", "", 405, problem.BadMethod},
+		{"a method of a path with a name", "POST", "/api/v1/keys/k", "", "", 405, problem.BadMethod},
+		{"a method that HTTP does not know", "BREW", "/healthz", "", "", 405, problem.BadMethod},
+		{"a method of a tile", "PUT", "/log/checkpoint", "", "x", 405, problem.BadMethod},
+		{"a method of no path", "DELETE", "/api/v1/nothing", "", "", 404, problem.NotFound},
 		{"a path with dots", "GET", "/api/v1/releases/..%2f..%2fkeys", "", "", 404, problem.NotFound},
 		{"no JSON", "POST", "/api/v1/requests", js, "{", 400, problem.BadRequest},
 		{"no body", "POST", "/api/v1/requests", js, "", 400, problem.BadRequest},
@@ -300,6 +304,7 @@ func TestMalformedRequestsAreProblems(t *testing.T) {
 		{"a deep document", "POST", "/api/v1/requests", js, strings.Repeat("[", 100000), 400, problem.BadRequest},
 		{"a body above the limit", "POST", "/api/v1/requests", js, `{"profile":"` + strings.Repeat("x", 3<<20) + `"}`, 413, problem.TooLarge},
 		{"a part above the limit", "PATCH", "/api/v1/uploads/" + digest + "?size=99999999&offset=0", "application/octet-stream", strings.Repeat("x", api.MaxChunk+1), 413, problem.TooLarge},
+		{"a part of just the limit", "PATCH", "/api/v1/uploads/" + digest + "?size=99999999&offset=5", "application/octet-stream", strings.Repeat("x", api.MaxChunk), 409, problem.BlobOffset},
 		{"an offset that is not where the bytes end", "PATCH", "/api/v1/uploads/" + digest + "?size=10&offset=5", "application/octet-stream", "abc", 409, problem.BlobOffset},
 		{"a digest that is none", "PATCH", "/api/v1/uploads/zz?size=10&offset=0", "application/octet-stream", "abc", 422, problem.BadRequest},
 		{"a negative offset", "PATCH", "/api/v1/uploads/" + digest + "?size=10&offset=-1", "application/octet-stream", "abc", 422, problem.BadRequest},
@@ -322,6 +327,9 @@ func TestMalformedRequestsAreProblems(t *testing.T) {
 			cc := *c
 			cc.t = t
 			cc.refused(a, r.status, r.code)
+			if allow := a.header.Get("Allow"); (allow != "") != (r.status == 405) || strings.Contains(allow, r.method) {
+				t.Errorf("a %s answered %d with Allow: %q", r.method, r.status, allow)
+			}
 		})
 	}
 	if p, err := s.Client.Requests(t.Context(), client.RequestQuery{Limit: 10}); err != nil || len(p.Items) != 0 {

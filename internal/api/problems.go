@@ -84,6 +84,11 @@ func humaProblems(hc huma.Context, status string, v any) (any, error) {
 	switch m.Status {
 	case http.StatusRequestEntityTooLarge:
 		code = problem.TooLarge
+	case http.StatusRequestTimeout:
+		p := problem.New(problem.TooSlow, "the body came too slowly").
+			Seen("it brought nothing for %s, or less than %d bytes a second", bodyStall, bodyRate)
+		hc.SetHeader("Retry-After", strconv.Itoa(retryAfter))
+		return &refusal{document(hc.Context(), p)}, nil
 	case http.StatusNotFound, http.StatusMethodNotAllowed:
 		code = problem.NotFound
 	case http.StatusInternalServerError:

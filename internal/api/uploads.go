@@ -4,6 +4,8 @@ import (
 	"context"
 	"net/http"
 
+	"github.com/danielgtaylor/huma/v2"
+
 	"github.com/firmseal/firmseal/client"
 	"github.com/firmseal/firmseal/internal/auth"
 	"github.com/firmseal/firmseal/internal/blob"
@@ -23,7 +25,8 @@ func (s *server) uploads() {
 			return ok(upload(u)), nil
 		})
 	o := op("uploads-append", http.MethodPatch, "/api/v1/uploads/{sha256}", string(auth.UploadWrite), "Append bytes to an upload", 200)
-	o.MaxBodyBytes = MaxChunk
+	o.MaxBodyBytes = MaxChunk + 1 // huma refuses a body that has just as many
+	o.Middlewares = huma.Middlewares{s.part}
 	register(s, o, func(ctx context.Context, in *struct {
 		SHA256  string `path:"sha256" pattern:"^[0-9a-f]{64}$" doc:"digest of the whole file"`
 		Size    int64  `query:"size" required:"true" minimum:"1" doc:"bytes of the whole file"`
