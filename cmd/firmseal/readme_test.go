@@ -1,6 +1,7 @@
 package main
 
 import (
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -22,7 +23,16 @@ func TestReadme(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	script := []string{"set -eux"}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	free := l.Addr().String() // in place of the page's address, which another test may have
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	// The server that the page starts ends with the script.
+	script := []string{"set -eux", `trap 'test -z "${!:-}" || kill $!' EXIT`}
 	for _, m := range regexp.MustCompile("(?s)```sh\n(.*?)```").FindAllStringSubmatch(string(text), -1) {
 		for l := range strings.Lines(m[1]) {
 			l = strings.TrimSpace(l)
@@ -37,7 +47,8 @@ func TestReadme(t *testing.T) {
 				// set -e does not look at a command behind "!".
 				l = "if " + neg + "; then exit 1; else test $? -eq 3; fi"
 			}
-			script = append(script, strings.Replace(l, "go run ./cmd/firmseal ", "firmseal ", 1))
+			l = strings.Replace(l, "go run ./cmd/firmseal ", "firmseal ", 1)
+			script = append(script, strings.ReplaceAll(l, "127.0.0.1:8650", free))
 		}
 	}
 	if len(script) < 15 {
