@@ -87,7 +87,7 @@ func (s *Service) Status(ctx context.Context, project string) (Status, error) {
 }
 
 // profileFindings names the profiles of the policy in force that cannot sign,
-// because a key of theirs is missing or retired.
+// because a key of theirs is missing, retired or bound to something else.
 func (s *Service) profileFindings(tx *db.Tx, project string, document []byte, st *Status) error {
 	doc, err := policy.Parse(document)
 	if err != nil {
@@ -110,6 +110,10 @@ func (s *Service) profileFindings(tx *db.Tx, project string, document []byte, st
 			case k.Retired != 0:
 				st.Findings = append(st.Findings, Finding{
 					Severity: "medium", What: "profile " + name + " cannot sign: key " + k.Name + " is retired", Next: "name another key in the profile, and apply it: firmseal policy apply FILE",
+				})
+			case k.Binding != (keys.Binding{Purpose: keys.Firmware, Environment: keys.Environment(p.Environment), Product: p.Product, Format: p.Format}):
+				st.Findings = append(st.Findings, Finding{
+					Severity: "medium", What: "profile " + name + " cannot sign: key " + k.Name + " is bound to another environment, product or format", Next: "firmseal key show " + k.Name,
 				})
 			}
 		}
