@@ -197,7 +197,7 @@ func derivedKey(n client.NewRequest, digest string) string {
 
 // unfinished says what to do about a request that may be under way.
 func (c *signCmd) unfinished(a *app, id string, err error) error {
-	next := "run the same command again: it takes up the same request"
+	next := "run the same command again: it takes up what this one began"
 	if id != "" {
 		next = "firmseal request show " + id
 	}
