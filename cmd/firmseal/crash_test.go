@@ -60,7 +60,8 @@ func crashMain() int {
 			}
 			mu.Lock()
 			defer mu.Unlock()
-			if _, err := f.Write(append(line, '\n')); err != nil {
+			// A line of its own, also behind one that a kill tore.
+			if _, err := fmt.Fprintf(f, "\n%s\n", line); err != nil {
 				return err
 			}
 			return f.Sync()
@@ -526,12 +527,24 @@ func (c *crash) reconcile(what string) {
 	once := map[string]bool{}
 	bySeal := map[string]int{}
 	firmware := map[string]int{}
-	c.used = len(uses) - 1
-	for _, line := range uses[:len(uses)-1] { // behind the last end of line nothing was done
+	c.used = 0
+	for i, line := range uses {
+		if len(line) == 0 {
+			continue
+		}
 		var u keys.Use
 		if err := json.Unmarshal(line, &u); err != nil {
-			bad("use %q: %v", line, err)
+			// A kill in the middle of the write: record had not returned, so the
+			// key was not used. A whole line is never unreadable.
+			if bytes.HasSuffix(line, []byte("}")) {
+				bad("use %q: %v", line, err)
+			}
+			continue
 		}
+		if i == len(uses)-1 {
+			continue // without its end of line nothing was done
+		}
+		c.used++
 		l, ok := leaves[u.Leaf]
 		switch {
 		case !ok:
