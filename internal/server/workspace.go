@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"filippo.io/age"
 	"github.com/goccy/go-yaml"
@@ -175,6 +176,11 @@ func Identities(path string, create bool) ([]age.Identity, error) {
 	return ids, nil
 }
 
+const (
+	lockPatience = time.Second
+	lockPause    = 20 * time.Millisecond
+)
+
 // lock takes the workspace for this process. Two processes on one SQLite
 // workspace would be two log writers.
 func lock(dir string) (*os.File, error) {
@@ -182,7 +188,14 @@ func lock(dir string) (*os.File, error) {
 	if err != nil {
 		return nil, problem.New(problem.Unavailable, "the workspace cannot be locked").Because(err)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	// A process that is just ending holds the lock for a moment more, and so does
+	// the copy of its descriptor in a child between fork and exec.
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	for until := time.Now().Add(lockPatience); err != nil && time.Now().Before(until); {
+		time.Sleep(lockPause)
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	}
+	if err != nil {
 		defer f.Close()
 		who := make([]byte, 200)
 		n, _ := f.ReadAt(who, 0) // only for the message
