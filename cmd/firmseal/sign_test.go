@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/firmseal/firmseal/client"
@@ -20,10 +21,19 @@ func TestSignOverABadLine(t *testing.T) {
 	s := servertest.New(t, servertest.Options{})
 	s.Key("k", "p256", "test", "p", "raw")
 	s.Policy(servertest.Profile("prof", "p", "test", "raw", "k"))
+	var mu sync.Mutex                                      // guards cut: a lost call's connection may linger
 	cut := map[string]int{"POST": 2, "GET": 1, "PATCH": 1} // how many answers are lost
+	lose := func(method string) bool {
+		mu.Lock()
+		defer mu.Unlock()
+		if cut[method] == 0 {
+			return false
+		}
+		cut[method]--
+		return true
+	}
 	hs := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if cut[r.Method] > 0 { // one call at a time
-			cut[r.Method]--
+		if lose(r.Method) {
 			s.Handler.ServeHTTP(httptest.NewRecorder(), r)
 			panic(http.ErrAbortHandler)
 		}
